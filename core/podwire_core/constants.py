@@ -1,0 +1,17 @@
+"""Names and numbers that several components must agree on."""
+
+CLUSTER_DOMAIN = "cluster.local"
+SERVICE_CIDR = "10.96.0.0/12"
+POD_CIDR = "10.244.0.0/16"
+NODE_NETWORK = "192.168.1.0/24"  # InternalIPs: node n has 192.168.1.(10+n)
+DNS_IP = "10.96.0.10"
+KUBERNETES_IP = "10.96.0.1"
+NODE_PORT_RANGE = (30000, 32767)
+VXLAN_PORT = 8472  # Flannel's; the IANA port is 4789
+VXLAN_VNI = 1
+CABLE_PORT = 8473  # podwire's own: Ethernet frames in UDP between agents
+HOST_GATEWAY = "169.254.1.1"  # next hop of every route in a node's host namespace: the datapath
+GATEWAY_MAC = "02:00:a9:fe:01:01"  # its MAC, the datapath's end of the host link
+
+NODE_LEASE_NAMESPACE = "kube-node-lease"
+NODE_LEASE_SECONDS = 40

@@ -1,0 +1,237 @@
+"""Netfilter rulesets as values: what kube-proxy and CNI daemons compile to, and what the datapath executes.
+
+Rules the file keeps: a `Rule` is a list of matches and one target, in the order in which iptables-save prints them. It says
+nothing about how it is executed (datapath/netfilter compiles it) and nothing about Kubernetes, except `origin`, the object
+that caused it, which travels along so that a trace can name it. Names are those of iptables-extensions(8).
+
+Order to read: matches, targets, Rule, Chain, Table. Printing and parsing the text form is in `iptables_save.py`.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+# --- matches -----------------------------------------------------------------------------------------------------------
+
+
+class Match(Struct, frozen=True, tag_field="m"):
+    """One condition of a rule. All conditions of a rule must hold."""
+
+
+class Source(Match, tag="src"):
+    """`-s 10.244.0.0/16`: an IPv4 or IPv6 network in CIDR form, host bits zero."""
+
+    net: str
+    invert: bool = False
+
+
+class Destination(Match, tag="dst"):
+    """`-d 10.96.0.10/32`."""
+
+    net: str
+    invert: bool = False
+
+
+class InInterface(Match, tag="iif"):
+    """`-i cni0`; a trailing `+` matches every name that begins so."""
+
+    name: str
+    invert: bool = False
+
+
+class OutInterface(Match, tag="oif"):
+    """`-o eth0`."""
+
+    name: str
+    invert: bool = False
+
+
+class Protocol(Match, tag="proto"):
+    """`-p tcp`: "tcp", "udp", "sctp", "icmp", "ipv6-icmp" or a decimal number."""
+
+    name: str
+    invert: bool = False
+
+
+class SourcePort(Match, tag="sport"):
+    """`-m tcp --sport 1024:65535`, inclusive. `proto` names the module (tcp, udp, sctp); a Protocol match stands before it."""
+
+    proto: str
+    low: int
+    high: int
+    invert: bool = False
+
+
+class DestinationPort(Match, tag="dport"):
+    """`-m tcp --dport 80`."""
+
+    proto: str
+    low: int
+    high: int
+    invert: bool = False
+
+
+class Comment(Match, tag="comment"):
+    """`-m comment --comment "default/web cluster IP"`: always holds."""
+
+    text: str
+
+
+class Mark(Match, tag="mark"):
+    """`-m mark --mark 0x4000/0x4000`."""
+
+    value: int
+    mask: int = 0xFFFFFFFF
+    invert: bool = False
+
+
+class ConntrackState(Match, tag="ctstate"):
+    """`-m conntrack --ctstate RELATED,ESTABLISHED`: NEW, ESTABLISHED, RELATED, INVALID, UNTRACKED, DNAT, SNAT."""
+
+    states: tuple[str, ...]
+    invert: bool = False
+
+
+class AddrType(Match, tag="addrtype"):
+    """`-m addrtype --dst-type LOCAL`; also UNICAST, BROADCAST, MULTICAST. An empty side is not tested."""
+
+    src_type: str = ""
+    dst_type: str = ""
+    invert_src: bool = False
+    invert_dst: bool = False
+
+
+class Statistic(Match, tag="statistic"):
+    """`-m statistic --mode random --probability 0.50000000000`."""
+
+    probability: float
+
+
+class Recent(Match, tag="recent"):
+    """`-m recent --name N --rcheck --seconds 10800 --reap --mask 255.255.255.255 --rsource` (rcheck) or `--set` (holds always)."""
+
+    name: str
+    set: bool = False
+    rcheck: bool = False
+    seconds: int = 0
+    reap: bool = False
+
+
+class IcmpType(Match, tag="icmp"):
+    """`-m icmp --icmp-type 8` (family by the table's); code None: any."""
+
+    type: int
+    code: int | None = None
+    v6: bool = False
+
+
+AnyMatch = (
+    Source
+    | Destination
+    | InInterface
+    | OutInterface
+    | Protocol
+    | SourcePort
+    | DestinationPort
+    | Comment
+    | Mark
+    | ConntrackState
+    | AddrType
+    | Statistic
+    | Recent
+    | IcmpType
+)
+
+# --- targets -----------------------------------------------------------------------------------------------------------
+
+
+class Target(Struct, frozen=True, tag_field="t"):
+    """What happens to a packet for which all matches hold."""
+
+
+class Verdict(Target, tag="verdict"):
+    """ACCEPT, DROP or RETURN."""
+
+    name: str
+
+
+class Jump(Target, tag="jump"):
+    """`-j CHAIN` (`-g CHAIN` with goto)."""
+
+    chain: str
+    goto: bool = False
+
+
+class Reject(Target, tag="reject"):
+    """`-j REJECT --reject-with icmp-port-unreachable`; also icmp-host-unreachable, icmp-net-unreachable, icmp-admin-prohibited,
+    tcp-reset, icmp6-port-unreachable, icmp6-adm-prohibited, icmp6-addr-unreachable, icmp6-no-route."""
+
+    with_: str = "icmp-port-unreachable"
+
+
+class SetMark(Target, tag="setmark"):
+    """`-j MARK --set-xmark value/mask`: mark = (mark & ~mask) ^ value. `--or-mark V` is V/V, `--xor-mark V` is V/0, as iptables-save prints them."""
+
+    value: int
+    mask: int
+
+
+class Dnat(Target, tag="dnat"):
+    """`-j DNAT --to-destination 10.244.1.5:8080`; port 0 leaves the port. Only in nat PREROUTING and OUTPUT."""
+
+    address: str
+    port: int = 0
+
+
+class Snat(Target, tag="snat"):
+    """`-j SNAT --to-source 192.0.2.1`. Only in nat POSTROUTING and INPUT."""
+
+    address: str
+    port: int = 0
+
+
+class Masquerade(Target, tag="masquerade"):
+    """`-j MASQUERADE [--random-fully]`: SNAT to the address of the outgoing interface."""
+
+    random_fully: bool = False
+
+
+class NoTarget(Target, tag="none"):
+    """A rule without -j: it only counts (or sets a `recent` entry)."""
+
+
+AnyTarget = Verdict | Jump | Reject | SetMark | Dnat | Snat | Masquerade | NoTarget
+
+# --- rules, chains, tables -----------------------------------------------------------------------------------------------
+
+
+class Rule(Struct, frozen=True, array_like=True):
+    """`origin` is "kind namespace/name[:port]" of the object that caused it, "" if none, e.g. "Service default/web:http"."""
+
+    matches: tuple[AnyMatch, ...]
+    target: AnyTarget
+    origin: str = ""
+
+
+class Chain(Struct, frozen=True, array_like=True):
+    """`policy` is ACCEPT or DROP for built-in chains (PREROUTING, INPUT, FORWARD, OUTPUT, POSTROUTING), "" (`-` in text) otherwise."""
+
+    name: str
+    rules: tuple[Rule, ...] = ()
+    policy: str = ""
+
+
+class Table(Struct, frozen=True, array_like=True):
+    """One of raw, mangle, nat, filter of one family (4 or 6)."""
+
+    name: str
+    family: int
+    chains: tuple[Chain, ...] = ()
+
+
+BUILTIN_CHAINS: dict[str, tuple[str, ...]] = {
+    "raw": ("PREROUTING", "OUTPUT"),
+    "mangle": ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"),
+    "nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
+    "filter": ("INPUT", "FORWARD", "OUTPUT"),
+}

@@ -1,0 +1,387 @@
+"""The datapath's "netlink": the messages between a node's daemons (agent, CNI plugin, command shims) and its userspace kernel.
+
+As Linux daemons talk to the kernel, and with its names (iproute2's words for objects, errno names for errors). Rules it keeps:
+
+- A request carries a list of operations and is one transaction: all are applied, or none (`NetlinkError` says which failed).
+- Operations with `replace` set are idempotent, so that a restarted daemon can state what it wants again.
+- Addresses and networks are text in both families ("10.244.1.5", "fd00::/64"), MACs "02:00:0a:f4:01:05", interfaces are named.
+- TAP file descriptors travel beside the request (SCM_RIGHTS); the n-th operation that says `fd=True` takes the n-th of them.
+
+On the wire: a unix stream socket; each message is 4 bytes of length (big endian) and msgpack. File descriptors come with the
+first byte of their message. Order to read: operations, dumps, envelopes; the blocking client is in `netlink_client.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Struct
+
+from podwire_core.netfilter import Chain, Table
+
+MAX_MESSAGE = 256 << 20
+
+
+class Op(Struct, frozen=True, tag_field="op", omit_defaults=True):
+    """One operation of a transaction."""
+
+
+# --- links ---------------------------------------------------------------------------------------------------------------
+
+
+class LinkAdd(Op, tag="link.add"):
+    """`ip link add`. Kinds:
+
+    - "tap": a pod's end is a TAP device whose fd is passed (fd=True); this end is named like a veth (vethXXXXXXXX).
+    - "host": the TAP of the node's *host* namespace. Frames from it are locally generated (OUTPUT); packets for the node's
+      own addresses (INPUT) are delivered to it. One a node. `mac` is this end's; `peer_mac` the TAP device's own.
+    - "uplink": the cable to the other nodes (Ethernet in UDP). One a node, "eth0".
+    - "bridge", "vxlan" (vni, local, dstport), "dummy".
+
+    With replace: an existing link of that name and kind is updated in place, and a new fd takes the old one's place.
+    """
+
+    name: str
+    kind: str
+    mac: str = ""
+    mtu: int = 1500
+    up: bool = True
+    master: str = ""
+    hairpin: bool = False
+    peer_mac: str = ""
+    vni: int = 0
+    local: str = ""
+    dstport: int = 8472
+    learning: bool = False
+    fd: bool = False
+    replace: bool = False
+    alias: str = ""  # what it belongs to: "pod default/web-0", shown by `ip -d link` and in traces
+
+
+class LinkDel(Op, tag="link.del"):
+    name: str
+    missing_ok: bool = False
+
+
+class LinkSet(Op, tag="link.set"):
+    """`ip link set`: fields that are None stay."""
+
+    name: str
+    up: bool | None = None
+    mtu: int | None = None
+    master: str | None = None  # "": nomaster
+    hairpin: bool | None = None
+
+
+# --- addresses, routes, neighbours, forwarding database --------------------------------------------------------------------
+
+
+class AddrAdd(Op, tag="addr.add"):
+    """`ip addr add 10.244.1.1/24 dev cni0`; makes the connected route (not for /32 and /128) and the local one."""
+
+    dev: str
+    address: str
+    replace: bool = False
+
+
+class AddrDel(Op, tag="addr.del"):
+    dev: str
+    address: str
+    missing_ok: bool = False
+
+
+class RouteAdd(Op, tag="route.add"):
+    """`ip route add DST [via VIA] [dev DEV] [src SRC] [onlink]`; dst "default" or a network. type: unicast, blackhole, unreachable, prohibit, local."""
+
+    dst: str
+    dev: str = ""
+    via: str = ""
+    src: str = ""
+    onlink: bool = False
+    metric: int = 0
+    proto: str = "static"  # as in /etc/iproute2/rt_protos: kernel, boot, static, bird, bgp …
+    type: str = "unicast"
+    replace: bool = False
+
+
+class RouteDel(Op, tag="route.del"):
+    dst: str
+    dev: str = ""
+    via: str = ""
+    metric: int = 0
+    missing_ok: bool = False
+
+
+class NeighAdd(Op, tag="neigh.add"):
+    """`ip neigh add IP lladdr MAC dev DEV nud permanent`."""
+
+    dst: str
+    lladdr: str
+    dev: str
+    replace: bool = False
+
+
+class NeighDel(Op, tag="neigh.del"):
+    dst: str
+    dev: str
+    missing_ok: bool = False
+
+
+class FdbAdd(Op, tag="fdb.add"):
+    """`bridge fdb add MAC dev DEV [dst IP]`: `dst` is the remote VTEP of a vxlan link (a node address); permanent."""
+
+    mac: str
+    dev: str
+    dst: str = ""
+    replace: bool = False
+
+
+class FdbDel(Op, tag="fdb.del"):
+    mac: str
+    dev: str
+    dst: str = ""
+    missing_ok: bool = False
+
+
+# --- the underlay ----------------------------------------------------------------------------------------------------------
+
+
+class UnderlaySet(Op, tag="underlay.set"):
+    """Where a node's address really is: packets for node address `node_ip` (tunnels) go to socket address `host`; cable
+    frames for `mac` go there too. `cable_port` is the peer's UDP port for the cable, `tunnel_port` replaces a tunnel's
+    dstport where several nodes share one socket address (0: the link's own dstport)."""
+
+    node_ip: str
+    mac: str
+    host: str
+    cable_port: int
+    tunnel_port: int = 0
+
+
+class UnderlayDel(Op, tag="underlay.del"):
+    node_ip: str
+    missing_ok: bool = True
+
+
+# --- netfilter, conntrack, settings ------------------------------------------------------------------------------------------
+
+
+class TablesReplace(Op, tag="nf.replace"):
+    """The whole content of these tables (iptables-restore without --noflush)."""
+
+    tables: tuple[Table, ...]
+
+
+class ChainsUpdate(Op, tag="nf.update"):
+    """A delta: these chains get these rules (made if missing), `delete` are removed (they must no longer be jumped to).
+    Counters of rules that stay the same in an updated chain are kept. iptables-restore --noflush."""
+
+    table: str
+    family: int
+    chains: tuple[Chain, ...] = ()
+    delete: tuple[str, ...] = ()
+
+
+class ConntrackDel(Op, tag="ct.del"):
+    """`conntrack -D`: every field that is not empty must match. `reply_src` is the backend of a translated flow."""
+
+    proto: str = ""
+    orig_src: str = ""
+    orig_dst: str = ""
+    orig_dport: int = 0
+    reply_src: str = ""
+    zone: int = 0
+
+
+class SysctlSet(Op, tag="sysctl.set"):
+    """Names as under /proc/sys: "net.ipv4.ip_forward", "net.netfilter.nf_conntrack_max", "net.ipv4.conf.all.route_localnet" …"""
+
+    name: str
+    value: str
+
+
+AnyOp = (
+    LinkAdd
+    | LinkDel
+    | LinkSet
+    | AddrAdd
+    | AddrDel
+    | RouteAdd
+    | RouteDel
+    | NeighAdd
+    | NeighDel
+    | FdbAdd
+    | FdbDel
+    | UnderlaySet
+    | UnderlayDel
+    | TablesReplace
+    | ChainsUpdate
+    | ConntrackDel
+    | SysctlSet
+)
+
+# --- what a dump returns -------------------------------------------------------------------------------------------------------
+
+
+class LinkInfo(Struct, omit_defaults=True):
+    """One of `dump("links")`. `stats` has ip -s link's names: rx_packets, rx_bytes, rx_dropped, tx_packets, tx_bytes, tx_dropped."""
+
+    index: int
+    name: str
+    kind: str
+    mac: str
+    mtu: int
+    up: bool
+    master: str = ""
+    hairpin: bool = False
+    peer_mac: str = ""
+    vni: int = 0
+    local: str = ""
+    dstport: int = 0
+    learning: bool = False
+    attached: bool = True  # False: a tap whose fd is gone
+    alias: str = ""
+    stats: dict[str, int] = {}
+
+
+class AddrInfo(Struct, omit_defaults=True):
+    dev: str
+    address: str  # with prefix length
+
+
+class RouteInfo(Struct, omit_defaults=True):
+    dst: str
+    dev: str = ""
+    via: str = ""
+    src: str = ""
+    onlink: bool = False
+    metric: int = 0
+    proto: str = "static"
+    type: str = "unicast"
+    scope: str = "global"
+    table: str = "main"
+
+
+class NeighInfo(Struct, omit_defaults=True):
+    dst: str
+    lladdr: str
+    dev: str
+    state: str  # PERMANENT, REACHABLE, STALE, DELAY, PROBE, INCOMPLETE, FAILED
+
+
+class FdbInfo(Struct, omit_defaults=True):
+    mac: str
+    dev: str
+    dst: str = ""
+    master: str = ""
+    state: str = "permanent"  # permanent, dynamic
+    age: float = 0.0
+
+
+class TupleInfo(Struct, omit_defaults=True):
+    src: str
+    dst: str
+    sport: int = 0  # ICMP: type
+    dport: int = 0  # ICMP: code
+    id: int = 0  # ICMP
+
+
+class ConntrackInfo(Struct, omit_defaults=True):
+    """One of `dump("conntrack")`, with what `conntrack -L` prints."""
+
+    proto: str
+    timeout: int
+    original: TupleInfo
+    reply: TupleInfo
+    state: str = ""  # TCP: SYN_SENT … TIME_WAIT
+    status: tuple[str, ...] = ()  # UNREPLIED, ASSURED, DNAT, SNAT
+    mark: int = 0
+    packets: tuple[int, int] = (0, 0)
+    bytes: tuple[int, int] = (0, 0)
+
+
+class UnderlayInfo(Struct, omit_defaults=True):
+    node_ip: str
+    mac: str
+    host: str
+    cable_port: int
+    tunnel_port: int = 0
+
+
+class RuleCounters(Struct, array_like=True):
+    packets: int
+    bytes: int
+
+
+class TableDump(Struct, omit_defaults=True):
+    """One of `dump("rules")`: a table, and the counters of each chain's rules (and of each built-in chain's policy)."""
+
+    table: Table
+    counters: dict[str, list[RuleCounters]]
+    policy_counters: dict[str, RuleCounters]
+
+
+DUMPS: dict[str, Any] = {
+    "links": list[LinkInfo],
+    "addrs": list[AddrInfo],
+    "routes": list[RouteInfo],
+    "neighs": list[NeighInfo],
+    "fdb": list[FdbInfo],
+    "conntrack": list[ConntrackInfo],
+    "underlay": list[UnderlayInfo],
+    "rules": list[TableDump],
+    "sysctls": dict[str, str],
+    "counters": dict[str, int],  # drops by reason ("drop.ip_header_checksum"), cache hits, generation, …
+    "info": dict[str, Any],  # pid, version, started, node
+}
+
+# --- envelopes -------------------------------------------------------------------------------------------------------------------
+
+
+class Apply(Struct, tag_field="req", tag="apply"):
+    seq: int
+    ops: tuple[AnyOp, ...]
+
+
+class Dump(Struct, tag_field="req", tag="dump"):
+    seq: int
+    what: str
+
+
+class Subscribe(Struct, tag_field="req", tag="subscribe"):
+    """From now on this connection gets `Traced` messages for every packet that matches; closing it ends that.
+
+    A packet matches if `addresses` is empty or one of them is a source or destination of the packet or of its connection
+    (either direction, before or after translation), and likewise for `ports` and `protocol` ("" any). At most `limit` records.
+    """
+
+    seq: int
+    addresses: tuple[str, ...] = ()
+    ports: tuple[int, ...] = ()
+    protocol: str = ""
+    limit: int = 10_000
+
+
+class Reply(Struct, tag_field="rep", tag="reply"):
+    """`error` is "" or an errno name (EEXIST, ENOENT, EINVAL …); then `message` is one line and `failed` the index of the operation."""
+
+    seq: int
+    error: str = ""
+    message: str = ""
+    failed: int = -1
+    data: Any = None
+
+
+class Traced(Struct, tag_field="rep", tag="traced"):
+    """A journey of one packet through this node: `podwire_core.trace.Hop` as plain data."""
+
+    hop: dict[str, Any]
+    lost: int = 0  # records that could not be sent since the last one
+
+
+class NetlinkError(Exception):
+    """A refused request. `errno_name` as in Reply.error, `failed` the index of the operation or -1."""
+
+    def __init__(self, errno_name: str, message: str, failed: int = -1) -> None:
+        super().__init__(f"{errno_name}: {message}" + (f" (operation {failed})" if failed >= 0 else ""))
+        self.errno_name, self.message, self.failed = errno_name, message, failed
