@@ -1,7 +1,9 @@
 """What a node agent offers to the command (as kubelet does on port 10250): exec, logs, traces, dumps of its datapath.
 
-Messages of the gRPC service "podwire.Agent"; how they travel is in `rpc.py`. Order to read: exec, logs, trace, dump, SERVICE.
-An agent's address is in its Node's annotation `podwire.dev/agent-address` ("unix:/run/podwire/c1/node1/agent.sock" or "host:port").
+Messages of the gRPC service "podwire.Agent"; how they travel is in `rpc.py`. Order to read: exec, logs, trace, dump,
+SERVICE.
+An agent's address is in its Node's annotation `podwire.dev/agent-address` ("unix:/run/podwire/c1/node1/agent.sock"
+or "host:port").
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ FLANNEL_PUBLIC_IP = "flannel.alpha.coreos.com/public-ip"
 
 
 class ExecStart(Struct, tag="start"):
-    """First message of an exec stream. Without `pod` the command runs in the node's host namespace (`podwire node NAME -- …`)."""
+    """First message of an exec stream. Without `pod` the command runs in the node's host namespace (`podwire node
+    NAME -- …`)."""
 
     argv: list[str]
     pod: str = ""  # "namespace/name"
@@ -78,7 +81,8 @@ class LogsChunk(Struct):
 
 
 class TraceRequest(Struct):
-    """As `podwire_core.netlink.Subscribe`; the stream ends when the caller cancels it. The first message is an empty TraceBatch
+    """As `podwire_core.netlink.Subscribe`; the stream ends when the caller cancels it. The first message is an empty
+    TraceBatch
     and means that tracing is on."""
 
     addresses: list[str] = []

@@ -11,50 +11,51 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-# --- matches -----------------------------------------------------------------------------------------------------------
+# --- matches --------------------------------
 
 
 class Match(Struct, frozen=True, tag_field="m"):
     """One condition of a rule. All conditions of a rule must hold."""
 
 
-class Source(Match, tag="src"):
+class Source(Match, frozen=True, tag="src"):
     """`-s 10.244.0.0/16`: an IPv4 or IPv6 network in CIDR form, host bits zero."""
 
     net: str
     invert: bool = False
 
 
-class Destination(Match, tag="dst"):
+class Destination(Match, frozen=True, tag="dst"):
     """`-d 10.96.0.10/32`."""
 
     net: str
     invert: bool = False
 
 
-class InInterface(Match, tag="iif"):
+class InInterface(Match, frozen=True, tag="iif"):
     """`-i cni0`; a trailing `+` matches every name that begins so."""
 
     name: str
     invert: bool = False
 
 
-class OutInterface(Match, tag="oif"):
+class OutInterface(Match, frozen=True, tag="oif"):
     """`-o eth0`."""
 
     name: str
     invert: bool = False
 
 
-class Protocol(Match, tag="proto"):
+class Protocol(Match, frozen=True, tag="proto"):
     """`-p tcp`: "tcp", "udp", "sctp", "icmp", "ipv6-icmp" or a decimal number."""
 
     name: str
     invert: bool = False
 
 
-class SourcePort(Match, tag="sport"):
-    """`-m tcp --sport 1024:65535`, inclusive. `proto` names the module (tcp, udp, sctp); a Protocol match stands before it."""
+class SourcePort(Match, frozen=True, tag="sport"):
+    """`-m tcp --sport 1024:65535`, inclusive. `proto` names the module (tcp, udp, sctp); a Protocol match stands
+    before it."""
 
     proto: str
     low: int
@@ -62,7 +63,7 @@ class SourcePort(Match, tag="sport"):
     invert: bool = False
 
 
-class DestinationPort(Match, tag="dport"):
+class DestinationPort(Match, frozen=True, tag="dport"):
     """`-m tcp --dport 80`."""
 
     proto: str
@@ -71,13 +72,13 @@ class DestinationPort(Match, tag="dport"):
     invert: bool = False
 
 
-class Comment(Match, tag="comment"):
+class Comment(Match, frozen=True, tag="comment"):
     """`-m comment --comment "default/web cluster IP"`: always holds."""
 
     text: str
 
 
-class Mark(Match, tag="mark"):
+class Mark(Match, frozen=True, tag="mark"):
     """`-m mark --mark 0x4000/0x4000`."""
 
     value: int
@@ -85,14 +86,14 @@ class Mark(Match, tag="mark"):
     invert: bool = False
 
 
-class ConntrackState(Match, tag="ctstate"):
+class ConntrackState(Match, frozen=True, tag="ctstate"):
     """`-m conntrack --ctstate RELATED,ESTABLISHED`: NEW, ESTABLISHED, RELATED, INVALID, UNTRACKED, DNAT, SNAT."""
 
     states: tuple[str, ...]
     invert: bool = False
 
 
-class AddrType(Match, tag="addrtype"):
+class AddrType(Match, frozen=True, tag="addrtype"):
     """`-m addrtype --dst-type LOCAL`; also UNICAST, BROADCAST, MULTICAST. An empty side is not tested."""
 
     src_type: str = ""
@@ -101,14 +102,15 @@ class AddrType(Match, tag="addrtype"):
     invert_dst: bool = False
 
 
-class Statistic(Match, tag="statistic"):
+class Statistic(Match, frozen=True, tag="statistic"):
     """`-m statistic --mode random --probability 0.50000000000`."""
 
     probability: float
 
 
-class Recent(Match, tag="recent"):
-    """`-m recent --name N --rcheck --seconds 10800 --reap --mask 255.255.255.255 --rsource` (rcheck) or `--set` (holds always)."""
+class Recent(Match, frozen=True, tag="recent"):
+    """`-m recent --name N --rcheck --seconds 10800 --reap --mask 255.255.255.255 --rsource` (rcheck) or `--set`
+    (holds always)."""
 
     name: str
     set: bool = False
@@ -117,7 +119,7 @@ class Recent(Match, tag="recent"):
     reap: bool = False
 
 
-class IcmpType(Match, tag="icmp"):
+class IcmpType(Match, frozen=True, tag="icmp"):
     """`-m icmp --icmp-type 8` (family by the table's); code None: any."""
 
     type: int
@@ -142,67 +144,69 @@ AnyMatch = (
     | IcmpType
 )
 
-# --- targets -----------------------------------------------------------------------------------------------------------
+# --- targets --------------------------------
 
 
 class Target(Struct, frozen=True, tag_field="t"):
     """What happens to a packet for which all matches hold."""
 
 
-class Verdict(Target, tag="verdict"):
+class Verdict(Target, frozen=True, tag="verdict"):
     """ACCEPT, DROP or RETURN."""
 
     name: str
 
 
-class Jump(Target, tag="jump"):
+class Jump(Target, frozen=True, tag="jump"):
     """`-j CHAIN` (`-g CHAIN` with goto)."""
 
     chain: str
     goto: bool = False
 
 
-class Reject(Target, tag="reject"):
-    """`-j REJECT --reject-with icmp-port-unreachable`; also icmp-host-unreachable, icmp-net-unreachable, icmp-admin-prohibited,
+class Reject(Target, frozen=True, tag="reject"):
+    """`-j REJECT --reject-with icmp-port-unreachable`; also icmp-host-unreachable, icmp-net-unreachable,
+    icmp-admin-prohibited,
     tcp-reset, icmp6-port-unreachable, icmp6-adm-prohibited, icmp6-addr-unreachable, icmp6-no-route."""
 
     with_: str = "icmp-port-unreachable"
 
 
-class SetMark(Target, tag="setmark"):
-    """`-j MARK --set-xmark value/mask`: mark = (mark & ~mask) ^ value. `--or-mark V` is V/V, `--xor-mark V` is V/0, as iptables-save prints them."""
+class SetMark(Target, frozen=True, tag="setmark"):
+    """`-j MARK --set-xmark value/mask`: mark = (mark & ~mask) ^ value. `--or-mark V` is V/V, `--xor-mark V` is V/0,
+    as iptables-save prints them."""
 
     value: int
     mask: int
 
 
-class Dnat(Target, tag="dnat"):
+class Dnat(Target, frozen=True, tag="dnat"):
     """`-j DNAT --to-destination 10.244.1.5:8080`; port 0 leaves the port. Only in nat PREROUTING and OUTPUT."""
 
     address: str
     port: int = 0
 
 
-class Snat(Target, tag="snat"):
+class Snat(Target, frozen=True, tag="snat"):
     """`-j SNAT --to-source 192.0.2.1`. Only in nat POSTROUTING and INPUT."""
 
     address: str
     port: int = 0
 
 
-class Masquerade(Target, tag="masquerade"):
+class Masquerade(Target, frozen=True, tag="masquerade"):
     """`-j MASQUERADE [--random-fully]`: SNAT to the address of the outgoing interface."""
 
     random_fully: bool = False
 
 
-class NoTarget(Target, tag="none"):
+class NoTarget(Target, frozen=True, tag="none"):
     """A rule without -j: it only counts (or sets a `recent` entry)."""
 
 
 AnyTarget = Verdict | Jump | Reject | SetMark | Dnat | Snat | Masquerade | NoTarget
 
-# --- rules, chains, tables -----------------------------------------------------------------------------------------------
+# --- rules, chains, tables --------------------------------
 
 
 class Rule(Struct, frozen=True, array_like=True):
@@ -214,7 +218,8 @@ class Rule(Struct, frozen=True, array_like=True):
 
 
 class Chain(Struct, frozen=True, array_like=True):
-    """`policy` is ACCEPT or DROP for built-in chains (PREROUTING, INPUT, FORWARD, OUTPUT, POSTROUTING), "" (`-` in text) otherwise."""
+    """`policy` is ACCEPT or DROP for built-in chains (PREROUTING, INPUT, FORWARD, OUTPUT, POSTROUTING), "" (`-` in
+    text) otherwise."""
 
     name: str
     rules: tuple[Rule, ...] = ()

@@ -1,10 +1,13 @@
-"""The datapath's "netlink": the messages between a node's daemons (agent, CNI plugin, command shims) and its userspace kernel.
+"""The datapath's "netlink": the messages between a node's daemons (agent, CNI plugin, command shims) and its
+userspace kernel.
 
-As Linux daemons talk to the kernel, and with its names (iproute2's words for objects, errno names for errors). Rules it keeps:
+As Linux daemons talk to the kernel, and with its names (iproute2's words for objects, errno names for errors). Rules
+it keeps:
 
 - A request carries a list of operations and is one transaction: all are applied, or none (`NetlinkError` says which failed).
 - Operations with `replace` set are idempotent, so that a restarted daemon can state what it wants again.
-- Addresses and networks are text in both families ("10.244.1.5", "fd00::/64"), MACs "02:00:0a:f4:01:05", interfaces are named.
+- Addresses and networks are text in both families ("10.244.1.5", "fd00::/64"), MACs "02:00:0a:f4:01:05", interfaces
+are named.
 - TAP file descriptors travel beside the request (SCM_RIGHTS); the n-th operation that says `fd=True` takes the n-th of them.
 
 On the wire: a unix stream socket; each message is 4 bytes of length (big endian) and msgpack. File descriptors come with the
@@ -26,10 +29,10 @@ class Op(Struct, frozen=True, tag_field="op", omit_defaults=True):
     """One operation of a transaction."""
 
 
-# --- links ---------------------------------------------------------------------------------------------------------------
+# --- links --------------------------------
 
 
-class LinkAdd(Op, tag="link.add"):
+class LinkAdd(Op, frozen=True, tag="link.add"):
     """`ip link add`. Kinds:
 
     - "tap": a pod's end is a TAP device whose fd is passed (fd=True); this end is named like a veth (vethXXXXXXXX).
@@ -58,12 +61,12 @@ class LinkAdd(Op, tag="link.add"):
     alias: str = ""  # what it belongs to: "pod default/web-0", shown by `ip -d link` and in traces
 
 
-class LinkDel(Op, tag="link.del"):
+class LinkDel(Op, frozen=True, tag="link.del"):
     name: str
     missing_ok: bool = False
 
 
-class LinkSet(Op, tag="link.set"):
+class LinkSet(Op, frozen=True, tag="link.set"):
     """`ip link set`: fields that are None stay."""
 
     name: str
@@ -73,10 +76,10 @@ class LinkSet(Op, tag="link.set"):
     hairpin: bool | None = None
 
 
-# --- addresses, routes, neighbours, forwarding database --------------------------------------------------------------------
+# --- addresses, routes, neighbours, forwarding database --------------------------------
 
 
-class AddrAdd(Op, tag="addr.add"):
+class AddrAdd(Op, frozen=True, tag="addr.add"):
     """`ip addr add 10.244.1.1/24 dev cni0`; makes the connected route (not for /32 and /128) and the local one."""
 
     dev: str
@@ -84,14 +87,15 @@ class AddrAdd(Op, tag="addr.add"):
     replace: bool = False
 
 
-class AddrDel(Op, tag="addr.del"):
+class AddrDel(Op, frozen=True, tag="addr.del"):
     dev: str
     address: str
     missing_ok: bool = False
 
 
-class RouteAdd(Op, tag="route.add"):
-    """`ip route add DST [via VIA] [dev DEV] [src SRC] [onlink]`; dst "default" or a network. type: unicast, blackhole, unreachable, prohibit, local."""
+class RouteAdd(Op, frozen=True, tag="route.add"):
+    """`ip route add DST [via VIA] [dev DEV] [src SRC] [onlink]`; dst "default" or a network. type: unicast,
+    blackhole, unreachable, prohibit, local."""
 
     dst: str
     dev: str = ""
@@ -104,7 +108,7 @@ class RouteAdd(Op, tag="route.add"):
     replace: bool = False
 
 
-class RouteDel(Op, tag="route.del"):
+class RouteDel(Op, frozen=True, tag="route.del"):
     dst: str
     dev: str = ""
     via: str = ""
@@ -112,7 +116,7 @@ class RouteDel(Op, tag="route.del"):
     missing_ok: bool = False
 
 
-class NeighAdd(Op, tag="neigh.add"):
+class NeighAdd(Op, frozen=True, tag="neigh.add"):
     """`ip neigh add IP lladdr MAC dev DEV nud permanent`."""
 
     dst: str
@@ -121,13 +125,13 @@ class NeighAdd(Op, tag="neigh.add"):
     replace: bool = False
 
 
-class NeighDel(Op, tag="neigh.del"):
+class NeighDel(Op, frozen=True, tag="neigh.del"):
     dst: str
     dev: str
     missing_ok: bool = False
 
 
-class FdbAdd(Op, tag="fdb.add"):
+class FdbAdd(Op, frozen=True, tag="fdb.add"):
     """`bridge fdb add MAC dev DEV [dst IP]`: `dst` is the remote VTEP of a vxlan link (a node address); permanent."""
 
     mac: str
@@ -136,17 +140,17 @@ class FdbAdd(Op, tag="fdb.add"):
     replace: bool = False
 
 
-class FdbDel(Op, tag="fdb.del"):
+class FdbDel(Op, frozen=True, tag="fdb.del"):
     mac: str
     dev: str
     dst: str = ""
     missing_ok: bool = False
 
 
-# --- the underlay ----------------------------------------------------------------------------------------------------------
+# --- the underlay --------------------------------
 
 
-class UnderlaySet(Op, tag="underlay.set"):
+class UnderlaySet(Op, frozen=True, tag="underlay.set"):
     """Where a node's address really is: packets for node address `node_ip` (tunnels) go to socket address `host`; cable
     frames for `mac` go there too. `cable_port` is the peer's UDP port for the cable, `tunnel_port` replaces a tunnel's
     dstport where several nodes share one socket address (0: the link's own dstport)."""
@@ -158,21 +162,21 @@ class UnderlaySet(Op, tag="underlay.set"):
     tunnel_port: int = 0
 
 
-class UnderlayDel(Op, tag="underlay.del"):
+class UnderlayDel(Op, frozen=True, tag="underlay.del"):
     node_ip: str
     missing_ok: bool = True
 
 
-# --- netfilter, conntrack, settings ------------------------------------------------------------------------------------------
+# --- netfilter, conntrack, settings --------------------------------
 
 
-class TablesReplace(Op, tag="nf.replace"):
+class TablesReplace(Op, frozen=True, tag="nf.replace"):
     """The whole content of these tables (iptables-restore without --noflush)."""
 
     tables: tuple[Table, ...]
 
 
-class ChainsUpdate(Op, tag="nf.update"):
+class ChainsUpdate(Op, frozen=True, tag="nf.update"):
     """A delta: these chains get these rules (made if missing), `delete` are removed (they must no longer be jumped to).
     Counters of rules that stay the same in an updated chain are kept. iptables-restore --noflush."""
 
@@ -182,7 +186,7 @@ class ChainsUpdate(Op, tag="nf.update"):
     delete: tuple[str, ...] = ()
 
 
-class ConntrackDel(Op, tag="ct.del"):
+class ConntrackDel(Op, frozen=True, tag="ct.del"):
     """`conntrack -D`: every field that is not empty must match. `reply_src` is the backend of a translated flow."""
 
     proto: str = ""
@@ -193,8 +197,9 @@ class ConntrackDel(Op, tag="ct.del"):
     zone: int = 0
 
 
-class SysctlSet(Op, tag="sysctl.set"):
-    """Names as under /proc/sys: "net.ipv4.ip_forward", "net.netfilter.nf_conntrack_max", "net.ipv4.conf.all.route_localnet" …"""
+class SysctlSet(Op, frozen=True, tag="sysctl.set"):
+    """Names as under /proc/sys: "net.ipv4.ip_forward", "net.netfilter.nf_conntrack_max",
+    "net.ipv4.conf.all.route_localnet" …"""
 
     name: str
     value: str
@@ -220,11 +225,12 @@ AnyOp = (
     | SysctlSet
 )
 
-# --- what a dump returns -------------------------------------------------------------------------------------------------------
+# --- what a dump returns --------------------------------
 
 
 class LinkInfo(Struct, omit_defaults=True):
-    """One of `dump("links")`. `stats` has ip -s link's names: rx_packets, rx_bytes, rx_dropped, tx_packets, tx_bytes, tx_dropped."""
+    """One of `dump("links")`. `stats` has ip -s link's names: rx_packets, rx_bytes, rx_dropped, tx_packets,
+    tx_bytes, tx_dropped."""
 
     index: int
     name: str
@@ -335,7 +341,7 @@ DUMPS: dict[str, Any] = {
     "info": dict[str, Any],  # pid, version, started, node
 }
 
-# --- envelopes -------------------------------------------------------------------------------------------------------------------
+# --- envelopes --------------------------------
 
 
 class Apply(Struct, tag_field="req", tag="apply"):
@@ -352,7 +358,8 @@ class Subscribe(Struct, tag_field="req", tag="subscribe"):
     """From now on this connection gets `Traced` messages for every packet that matches; closing it ends that.
 
     A packet matches if `addresses` is empty or one of them is a source or destination of the packet or of its connection
-    (either direction, before or after translation), and likewise for `ports` and `protocol` ("" any). At most `limit` records.
+    (either direction, before or after translation), and likewise for `ports` and `protocol` ("" any). At most
+    `limit` records.
     """
 
     seq: int
@@ -363,7 +370,8 @@ class Subscribe(Struct, tag_field="req", tag="subscribe"):
 
 
 class Reply(Struct, tag_field="rep", tag="reply"):
-    """`error` is "" or an errno name (EEXIST, ENOENT, EINVAL …); then `message` is one line and `failed` the index of the operation."""
+    """`error` is "" or an errno name (EEXIST, ENOENT, EINVAL …); then `message` is one line and `failed` the index
+    of the operation."""
 
     seq: int
     error: str = ""

@@ -1,10 +1,12 @@
 """Kubernetes objects: the fields podwire acts on, as typed values, and the conventions all components share.
 
 Rules it keeps: objects travel and are stored as plain dicts in Kubernetes' own shape, every field as given. A component that
-acts on one decodes it here into a Struct (camelCase outside, snake_case inside); unknown fields are ignored by the decoder and
+acts on one decodes it here into a Struct (camelCase outside, snake_case inside); unknown fields are ignored by the
+decoder and
 survive in the dict. A decoded value is never written back whole: write by changing the dict.
 
-A key is "namespace/name", or "name" for cluster-scoped kinds.  Order to read: metadata, core/v1, discovery, apps and batch, helpers.
+A key is "namespace/name", or "name" for cluster-scoped kinds.  Order to read: metadata, core/v1, discovery, apps and
+batch, helpers.
 Shapes are those of https://kubernetes.io/docs/reference/kubernetes-api/.
 """
 
@@ -72,7 +74,7 @@ class Condition(Kube):
     last_transition_time: str | None = None
 
 
-# --- core/v1: Pod ----------------------------------------------------------------------------------------------------------
+# --- core/v1: Pod --------------------------------
 
 
 class ContainerPort(Kube):
@@ -302,7 +304,7 @@ class PodTemplateSpec(Kube):
     spec: PodSpec = field(default_factory=PodSpec)
 
 
-# --- core/v1: Service, Node, Namespace ---------------------------------------------------------------------------------------
+# --- core/v1: Service, Node, Namespace --------------------------------
 
 
 class ServicePort(Kube):
@@ -401,7 +403,7 @@ class Namespace(Kube):
     status: Json = field(default_factory=dict)
 
 
-# --- discovery.k8s.io/v1: EndpointSlice ----------------------------------------------------------------------------------------
+# --- discovery.k8s.io/v1: EndpointSlice --------------------------------
 
 
 class ObjectReference(Kube):
@@ -453,7 +455,7 @@ class EndpointSlice(Kube):
     ports: list[EndpointPort] | None = None
 
 
-# --- apps/v1, batch/v1 -----------------------------------------------------------------------------------------------------------
+# --- apps/v1, batch/v1 --------------------------------
 
 
 class RollingUpdate(Kube):
@@ -468,7 +470,8 @@ class UpdateStrategy(Kube):
 
 
 class WorkloadSpec(Kube):
-    """The common part of Deployment, ReplicaSet, StatefulSet, DaemonSet and ReplicationController (selector: see `selector_of`)."""
+    """The common part of Deployment, ReplicaSet, StatefulSet, DaemonSet and ReplicationController (selector: see
+    `selector_of`)."""
 
     template: PodTemplateSpec = field(default_factory=PodTemplateSpec)
     selector: Any = None
@@ -505,7 +508,7 @@ class Job(Kube):
     status: Json = field(default_factory=dict)
 
 
-# --- helpers -----------------------------------------------------------------------------------------------------------------------
+# --- helpers --------------------------------
 
 K = TypeVar("K", bound=Kube)
 

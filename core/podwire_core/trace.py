@@ -11,7 +11,8 @@ from msgspec import Struct
 
 
 class Digest(Struct, omit_defaults=True):
-    """What identifies a packet on the wire. For TCP `seq`/`ack` and `flags` ("SA"), for ICMP type and code in the ports, else 0.
+    """What identifies a packet on the wire. For TCP `seq`/`ack` and `flags` ("SA"), for ICMP type and code in the
+    ports, else 0.
     `ident` is the IPv4 identification. `length` is the IP packet's."""
 
     src: str = ""
@@ -32,7 +33,8 @@ class Step(Struct, omit_defaults=True):
 
     `stage` in Linux's words: link, bridge, conntrack, raw/PREROUTING, nat/PREROUTING, fib, filter/INPUT, filter/FORWARD,
     filter/OUTPUT, nat/OUTPUT, nat/POSTROUTING, neighbour, tunnel, reassembly, fragment, icmp.
-    `action`: pass, new, established, related, dnat, snat, masquerade, accept, drop, reject, route, local, forward, flood, resolve, encapsulate,
+    `action`: pass, new, established, related, dnat, snat, masquerade, accept, drop, reject, route, local, forward,
+    flood, resolve, encapsulate,
     decapsulate, deliver, transmit, error.
     """
 
@@ -47,8 +49,10 @@ class Step(Struct, omit_defaults=True):
 
 
 class Hop(Struct, omit_defaults=True):
-    """A packet's way through one node. `verdict`: forwarded (left by a link), delivered (to a pod or the host), dropped, rejected
-    (answered with an error), consumed (ARP, fragments held …). `reason` names a drop's counter. `seq` orders hops of a node."""
+    """A packet's way through one node. `verdict`: forwarded (left by a link), delivered (to a pod or the host),
+    dropped, rejected
+    (answered with an error), consumed (ARP, fragments held …). `reason` names a drop's counter. `seq` orders hops of
+    a node."""
 
     node: str
     seq: int
