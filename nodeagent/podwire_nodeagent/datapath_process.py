@@ -1,0 +1,128 @@
+"""The datapath process of a node, seen by its agent: found or started, connected to, and noticed when it dies.
+
+Rules it keeps: a running datapath is never restarted because the agent was (packets go on); it runs in a session of its own and
+its output goes to a log file; `Dataplane` is the one netlink connection of the agent and serialises its requests.
+Order to read: Dataplane, start.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import trio
+from msgspec import Struct
+
+from podwire_core.netlink import Op
+from podwire_core.netlink_client import Netlink
+
+START_SECONDS = 15.0
+
+
+class DatapathConfig(Struct, frozen=True):
+    """How the process is started; `socket` is its netlink, `log` a file path."""
+
+    node: str
+    socket: str
+    log: str
+    underlay: str
+    tunnel_port: int
+    cable_port: int
+
+
+class DatapathFailed(Exception):
+    """The process could not be started; the message is its own last line."""
+
+
+class Dataplane:
+    """The agent's connection to its datapath. `generation` counts the processes it was connected to: when it grows, all state
+    must be stated again."""
+
+    def __init__(self, config: DatapathConfig) -> None:
+        self.config = config
+        self.generation = 0
+        self._netlink: Netlink | None = None
+        self._pidfd = -1
+        self._child: subprocess.Popen[bytes] | None = None
+        self._lock = trio.Lock()
+
+    async def connect(self) -> bool:
+        """Connect to the running datapath, or start one. True if it was started anew. Raises DatapathFailed."""
+        async with self._lock:
+            started = False
+            try:
+                await self._open()
+            except OSError:
+                self._child = await _start(self.config)
+                started = True
+                await self._open()
+            self.generation += 1
+            return started
+
+    async def apply(self, ops: Sequence[Op], fds: Sequence[int] = ()) -> None:
+        """One transaction. Raises NetlinkError (refused) or OSError (the datapath is gone)."""
+        if not ops:
+            return
+        async with self._lock:
+            netlink = self._connected()
+            await trio.to_thread.run_sync(netlink.apply, ops, fds)
+
+    async def dump(self, what: str) -> Any:
+        """As Netlink.dump."""
+        async with self._lock:
+            netlink = self._connected()
+            return await trio.to_thread.run_sync(netlink.dump, what)
+
+    async def died(self) -> None:
+        """Returns when the process that this is connected to has ended."""
+        await trio.lowlevel.wait_readable(self._pidfd)
+        if self._child is not None:
+            self._child.poll()  # not to leave a zombie
+
+    def _connected(self) -> Netlink:
+        if self._netlink is None:
+            raise ConnectionError("not connected to the datapath")
+        return self._netlink
+
+    async def _open(self) -> None:
+        if self._netlink is not None:
+            self._netlink.close()
+            self._netlink = None
+        netlink = Netlink(self.config.socket)
+        pid = int((await trio.to_thread.run_sync(netlink.dump, "info"))["pid"])
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+        self._pidfd = os.pidfd_open(pid)
+        self._netlink = netlink
+
+    def terminate(self) -> None:
+        """End the datapath (the node is being removed)."""
+        if self._pidfd >= 0:
+            try:
+                signal.pidfd_send_signal(self._pidfd, signal.SIGTERM)
+            except ProcessLookupError:
+                pass  # it is gone already, which is what was wanted
+
+
+async def _start(config: DatapathConfig) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "podwire_nodeagent.datapath"]
+    command += ["--node", config.node, "--socket", config.socket, "--underlay", config.underlay]
+    command += ["--tunnel-port", str(config.tunnel_port), "--cable-port", str(config.cable_port)]
+    with open(config.log, "ab") as log:
+        start = log.tell()
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True)
+    assert process.stdout is not None
+    with trio.move_on_after(START_SECONDS), process.stdout:
+        line = await trio.to_thread.run_sync(process.stdout.readline, abandon_on_cancel=True)
+        if line.strip().startswith(b"ready"):
+            return process
+    process.kill()
+    process.wait()
+    with open(config.log, "rb") as log:
+        log.seek(start)
+        lines = log.read().decode(errors="replace").strip().splitlines()
+    raise DatapathFailed(lines[-1] if lines else f"the datapath did not start within {START_SECONDS:.0f} s")
