@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+
 from podwire_core.netlink import (
     Apply,
     ConntrackInfo,

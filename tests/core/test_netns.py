@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from podwire_core import netns
 from podwire_core.rtnetlink import Route
 
