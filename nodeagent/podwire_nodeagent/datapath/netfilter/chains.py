@@ -1,0 +1,5 @@
+"""Compiled chains (stub)."""
+
+
+class CompiledRule:
+    __slots__ = ("bytes", "packets")
