@@ -1,0 +1,119 @@
+"""`python -m podwire_dns --corefile FILE (--api ADDRESS | --objects FILE) --listen IP:PORT`: the cluster's name server.
+
+With --objects it serves a file of objects (YAML or JSON), no API server needed. Exit status 2 with one line for bad input.
+Order to read: main, serve, follow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import random
+import signal
+import sys
+import time
+
+import trio
+
+from podwire_core import manifest, objects, rpc
+from podwire_dns.corefile import CorefileError, parse
+from podwire_dns.kubeindex import KubeIndex
+from podwire_dns.plugin import Context
+from podwire_dns.server import Server, bind
+
+log = logging.getLogger("podwire_dns")
+
+
+def main() -> int:
+    args = _arguments()
+    logging.basicConfig(level=logging.INFO, format="[%(levelname)s] %(message)s", stream=sys.stdout)
+    try:
+        with open(args.corefile, encoding="utf-8") as file:
+            blocks = parse(file.read(), args.corefile, os.environ)
+        index = KubeIndex()
+        synced = trio.Event()
+        context = Context(index, synced.is_set, time.monotonic, random.Random())
+        context.local_addresses = (args.host,)
+        server = Server(blocks, context)
+        if args.objects:
+            _load(index, args.objects)
+            synced.set()
+        trio.run(serve, server, args, index, synced)
+    except CorefileError as error:
+        return _fail(str(error))
+    except (manifest.ManifestError, objects.DecodeError) as error:
+        return _fail(f"{args.objects}: {error}")
+    except OSError as error:
+        return _fail(f"{error.filename or args.listen}: {error.strerror}")
+    return 0
+
+
+async def serve(server: Server, args: argparse.Namespace, index: KubeIndex, synced: trio.Event) -> None:
+    """Until SIGTERM."""
+    udp, tcp = bind(args.host, args.port)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.run)
+        nursery.start_soon(server.serve_udp, udp)
+        nursery.start_soon(trio.serve_listeners, server.serve_connection, [tcp])
+        if args.api:
+            nursery.start_soon(follow, args.api, index, synced)
+        log.info("listening on %s", args.listen)
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for _ in signals:
+                nursery.cancel_scope.cancel()
+                return
+
+
+async def follow(address: str, index: KubeIndex, synced: trio.Event) -> None:
+    """Keep the index as the API server's objects are."""
+    async with rpc.connect(address) as api, trio.open_nursery() as nursery:
+        mirror = rpc.Mirror(api, [rpc.Selection(kind) for kind in KubeIndex.KINDS])
+        nursery.start_soon(mirror.run)
+        nursery.start_soon(_set_when_synced, mirror, synced)
+        async for changes in mirror.changes():
+            for change in changes:
+                _put(index, change.kind, change.key, change.new)
+
+
+async def _set_when_synced(mirror: rpc.Mirror, synced: trio.Event) -> None:
+    await mirror.synced()
+    synced.set()
+
+
+def _put(index: KubeIndex, kind: str, key: str, obj: objects.Json | None) -> None:
+    try:
+        index.put(kind, key, obj)
+    except objects.DecodeError as error:
+        log.warning("%s %s is left out: %s", kind, key, error)
+
+
+def _load(index: KubeIndex, path: str) -> None:
+    with open(path, "rb") as file:
+        documents = manifest.load(file.read(), path)
+    for obj in documents:
+        index.put(obj.get("kind", ""), objects.key_of(obj), obj)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="podwire_dns", description="The cluster's name server, configured by a Corefile.")
+    parser.add_argument("--corefile", required=True)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--api", help="API server: unix:/path or host:port")
+    source.add_argument("--objects", help="a file of objects to serve instead")
+    parser.add_argument("--listen", required=True, metavar="IP:PORT")
+    args = parser.parse_args()
+    host, _, port = args.listen.rpartition(":")
+    if not host or not port.isdigit():
+        parser.error(f"--listen {args.listen!r}: expected IP:PORT")
+    args.host, args.port = host.strip("[]"), int(port)
+    return args
+
+
+def _fail(message: str) -> int:
+    print(f"podwire_dns: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

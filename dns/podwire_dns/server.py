@@ -1,0 +1,147 @@
+"""The DNS server: sockets, messages, and the choice of the chain by zone.
+
+Rules: a message that cannot be parsed is answered FORMERR if it has a header, else dropped, and counted; a question is answered
+by the server block with the longest zone; an exception in a plugin is a bug: SERVFAIL, logged, and the server goes on.
+Order to read: Server.answer (pure but for the plugins), then the sockets.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import struct
+from collections.abc import Sequence
+
+import dnslib
+import trio
+from dnslib import QTYPE
+
+from podwire_dns import message as m
+from podwire_dns.corefile import ServerBlock
+from podwire_dns.message import Query, Reply
+from podwire_dns.plugin import Context, Plugin, longest_zone
+from podwire_dns.plugins import chain
+
+log = logging.getLogger("podwire_dns")
+IDLE_SECONDS = 10.0
+MAX_UDP = 4096
+MAX_CONCURRENT = 1000  # questions on their way to an upstream; more are dropped, as a full socket buffer would drop them
+
+
+class Server:
+    """All server blocks at one listening address. Raises CorefileError when made of a wrong configuration."""
+
+    def __init__(self, blocks: Sequence[ServerBlock], context: Context) -> None:
+        self._context = context
+        self._chains: dict[str, Plugin] = {}
+        self._plugins: list[Plugin] = []
+        for block in blocks:
+            plugins = chain(block, context)
+            self._plugins += plugins
+            for zone, _ in block.zones:
+                self._chains[zone] = plugins[0] if plugins else Plugin.__new__(Plugin)
+        self._zones = tuple(self._chains)
+        self.malformed = 0
+        self._free = trio.CapacityLimiter(MAX_CONCURRENT)
+
+    async def run(self) -> None:
+        """The plugins' background work, for ever."""
+        async with trio.open_nursery() as nursery:
+            for plugin in self._plugins:
+                nursery.start_soon(plugin.run)
+            await trio.sleep_forever()
+
+    async def answer(self, data: bytes, client: str, tcp: bool) -> bytes | None:
+        """The reply to a message, None if it deserves none."""
+        try:
+            request = dnslib.DNSRecord.parse(data)
+        except Exception:  # dnslib raises whatever its slicing and decoding raise
+            self.malformed += 1
+            return _formerr(data)
+        if request.header.qr:
+            self.malformed += 1
+            return None
+        size = 65535 if tcp else min(MAX_UDP, max(512, *(r.rclass for r in request.ar if r.rtype == QTYPE.OPT), 512))
+        return m.to_wire(request, await self._reply(request, client, tcp, size), size)
+
+    async def _reply(self, request: dnslib.DNSRecord, client: str, tcp: bool, size: int) -> Reply:
+        if request.header.opcode != 0:
+            return Reply(m.NOTIMP, authoritative=False)
+        if len(request.questions) != 1:
+            return Reply(m.FORMERR, authoritative=False)
+        if request.q.qclass not in (1, 255):
+            return Reply(m.REFUSED, authoritative=False)
+        query = Query(_text(request.q.qname), request.q.qtype, client, tcp, size)
+        zone = longest_zone(query.lower, self._zones)
+        if zone is None:
+            return Reply(m.REFUSED, authoritative=False)
+        try:
+            return await self._chains[zone].serve(query)
+        except Exception:
+            log.exception("%s %s from %s", query.name, QTYPE.get(query.qtype), client)
+            return Reply(m.SERVFAIL, authoritative=False)
+
+    async def serve_udp(self, sock: trio.socket.SocketType) -> None:
+        async with trio.open_nursery() as nursery:
+            while True:
+                try:
+                    data, sender = await sock.recvfrom(65535)
+                except OSError:
+                    continue  # an ICMP error for an earlier answer
+                if self._free.available_tokens:
+                    nursery.start_soon(self._answer_datagram, sock, data, sender)
+
+    async def _answer_datagram(self, sock: trio.socket.SocketType, data: bytes, sender: tuple[str, int]) -> None:
+        async with self._free:
+            reply = await self.answer(data, sender[0].removeprefix("::ffff:"), tcp=False)
+            if reply is not None:
+                try:
+                    await sock.sendto(reply, sender)
+                except OSError as error:
+                    log.warning("answer to %s: %s", sender[0], error)
+
+    async def serve_connection(self, stream: trio.SocketStream) -> None:
+        """Questions over one TCP connection, in order, until the client closes it or says nothing for ten seconds."""
+        client = stream.socket.getpeername()[0].removeprefix("::ffff:")
+        buffer = b""
+        try:
+            while True:
+                while len(buffer) < 2 or len(buffer) < 2 + struct.unpack_from("!H", buffer)[0]:
+                    with trio.fail_after(IDLE_SECONDS):
+                        chunk = bytes(await stream.receive_some(65536))
+                    if not chunk:
+                        return
+                    buffer += chunk
+                size = struct.unpack_from("!H", buffer)[0]
+                message, buffer = buffer[2 : 2 + size], buffer[2 + size :]
+                reply = await self.answer(message, client, tcp=True)
+                if reply is None:
+                    return
+                await stream.send_all(struct.pack("!H", len(reply)) + reply)
+        except (trio.TooSlowError, trio.BrokenResourceError):
+            return
+
+
+def _text(name: dnslib.DNSLabel) -> str:
+    """The name with its case and a trailing dot; bytes that are no text are escaped."""
+    return str(name)
+
+
+def _formerr(data: bytes) -> bytes | None:
+    """FORMERR for a message that has at least a query's header."""
+    if len(data) < 12 or data[2] & 0x80:
+        return None
+    return data[:2] + bytes([0x80 | (data[2] & 0x79), m.FORMERR]) + bytes(8)
+
+
+def bind(host: str, port: int) -> tuple[trio.socket.SocketType, trio.SocketListener]:
+    """The UDP and the TCP socket at an address. Raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    udp = socket.socket(family, socket.SOCK_DGRAM)
+    udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+    udp.bind((host, port))
+    tcp = socket.socket(family, socket.SOCK_STREAM)
+    tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    tcp.bind((host, port))
+    tcp.listen(256)
+    return trio.socket.from_stdlib_socket(udp), trio.SocketListener(trio.socket.from_stdlib_socket(tcp))
