@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 CNIS = ("flannel",)
 PROXIES = ("iptables",)
-MAX_NODES = 64
 POLL = 0.03
 HOPELESS_RESTARTS = 3
 
@@ -245,7 +244,8 @@ def _unmount_below(directory: Path) -> None:
 
 def _remove_cgroups(name: str) -> None:
     """Kubelets that can limit CPU and memory put their pods below cgroup podwire/NAME; all of it is empty now."""
-    for root in Path("/sys/fs/cgroup").glob(f"**/podwire/{name}"):
-        for directory in sorted((path for path in root.rglob("*") if path.is_dir()), reverse=True):
-            directory.rmdir()
-        root.rmdir()
+    for pattern in (f"podwire/{name}", f"*/podwire/{name}"):  # cgroup v2, v1
+        for root in Path("/sys/fs/cgroup").glob(pattern):
+            for directory in sorted((path for path in root.rglob("*") if path.is_dir()), reverse=True):
+                directory.rmdir()
+            root.rmdir()
