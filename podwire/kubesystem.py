@@ -97,5 +97,7 @@ def _pod_spec() -> Json:
         "priorityClassName": "system-cluster-critical",
         "dnsPolicy": "Default",
         "containers": [container],
-        "volumes": [{"name": "config-volume", "configMap": {"name": "coredns", "items": [{"key": "Corefile", "path": "Corefile"}]}}],
+        "volumes": [
+            {"name": "config-volume", "configMap": {"name": "coredns", "items": [{"key": "Corefile", "path": "Corefile"}]}}
+        ],
     }

@@ -82,7 +82,9 @@ def read_config(name: str) -> Config | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except msgspec.MsgspecError as error:
-        raise ClusterError(f"{run_dir(name) / 'cluster.json'} is damaged ({error}): `podwire down --name {name}` removes it") from None
+        raise ClusterError(
+            f"{run_dir(name) / 'cluster.json'} is damaged ({error}): `podwire down --name {name}` removes it"
+        ) from None
 
 
 def supervisor_of(name: str) -> ProcessId | None:

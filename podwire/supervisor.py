@@ -34,7 +34,8 @@ FIRST_DELAY, LONGEST_DELAY, GOOD_RUN, GRACE = 0.1, 5.0, 10.0, 1.0
 
 
 class ServiceState(Struct):
-    """One entry of services.json. `pid` counts in the cluster's PID namespace; `exit` is the last exit status (-9: by SIGKILL)."""
+    """One entry of services.json. `pid` counts in the cluster's PID namespace, 0 while it waits for its restart; `exit` is the
+    last exit status (-9: by SIGKILL)."""
 
     name: str
     argv: list[str]

@@ -29,7 +29,9 @@ class Placed(Struct):
     where: str
 
 
-file_option = click.option("-f", "--filename", "files", multiple=True, required=True, metavar="FILE|DIR|-", help="Manifests; - is stdin.")
+file_option = click.option(
+    "-f", "--filename", "files", multiple=True, required=True, metavar="FILE|DIR|-", help="Manifests; - is stdin."
+)
 
 
 @click.command()

@@ -199,7 +199,14 @@ def api_resources(session: Session, output: str | None) -> None:
         print_json(infos)
         return
     rows = [
-        [info.plural, ",".join(info.short_names), info.api_version, str(info.namespaced).lower(), info.kind, "" if info.acted_on else "no"]
+        [
+            info.plural,
+            ",".join(info.short_names),
+            info.api_version,
+            str(info.namespaced).lower(),
+            info.kind,
+            "" if info.acted_on else "no",
+        ]
         for info in infos
     ]
     click.echo(table(["NAME", "SHORTNAMES", "APIVERSION", "NAMESPACED", "KIND", "ACTED ON"], rows))

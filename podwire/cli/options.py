@@ -21,7 +21,12 @@ def _set_cluster(context: click.Context, option: click.Parameter, value: str | N
 def cluster_option(command: F) -> F:
     """--cluster, accepted before and after the command's name."""
     return click.option(
-        "--cluster", metavar="NAME", expose_value=False, is_eager=True, callback=_set_cluster, help="Which cluster (or PODWIRE_CLUSTER)."
+        "--cluster",
+        metavar="NAME",
+        expose_value=False,
+        is_eager=True,
+        callback=_set_cluster,
+        help="Which cluster (or PODWIRE_CLUSTER).",
     )(command)
 
 

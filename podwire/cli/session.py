@@ -1,7 +1,7 @@
 """What a command works with: the chosen cluster's API server, its agents, and the names that users write.
 
-A name is `web`, `ns/web`, or with its kind in front `pod/web`, `deploy/web` (`deploy/ns/web` too); kinds are known by kind, plural,
-singular and short names, with or without ".group". Connections are made when first used, so that `--help` is instant.
+A name is `web`, `ns/web`, or with its kind in front `pod/web`, `deploy/web` (`deploy/ns/web` too); kinds are known by kind,
+plural, singular and short names, with or without ".group". Connections are made when first used, so that `--help` is instant.
 """
 
 from __future__ import annotations
@@ -149,7 +149,9 @@ class Session:
         node = pod.get("spec", {}).get("nodeName")
         if not node:
             meta = pod["metadata"]
-            raise ClusterError(f"pod {meta['namespace']}/{meta['name']} is not on a node yet (`podwire describe pod {meta['name']}`)")
+            raise ClusterError(
+                f"pod {meta['namespace']}/{meta['name']} is not on a node yet (`podwire describe pod {meta['name']}`)"
+            )
         return self.agent(str(node))
 
     def agent(self, node: str) -> SyncChannel:
