@@ -29,8 +29,8 @@ class Api(Protocol):
 
 
 class Cni(Protocol):
-    """The node's CNI runtime. `add` returns the pod's addresses, primary first; its errors are OSError or CniError-like exceptions
-    with one line of text, and the kubelet tries again."""
+    """The node's CNI runtime. `add` returns the pod's addresses, primary first; its errors are OSError or CniError-like
+    exceptions with one line of text, and the kubelet tries again."""
 
     async def add(self, container_id: str, netns: str, ifname: str, args: dict[str, str]) -> list[str]: ...
 

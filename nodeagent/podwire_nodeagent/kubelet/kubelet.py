@@ -18,8 +18,8 @@ class Kubelet:
         """Adopts what a former agent left, then works until cancelled. Cancelling stops nothing that runs in a pod."""
 
     def sync(self, pods: dict[str, Json], services: list[Json], config_map: Getter, secret: Getter) -> None:
-        """The pods bound to this node (by key) as the API has them now, and what their environments are made of. Cheap; call it on
-        every change. The first call ends adoption: pods that it does not name are removed."""
+        """The pods bound to this node (by key) as the API has them now, and what their environments are made of. Cheap;
+        call it on every change. The first call ends adoption: pods that it does not name are removed."""
 
     async def exec(self, start: ExecStart, inputs: AsyncIterator[EXEC_IN], send: Callable[[EXEC_OUT], Awaitable[None]]) -> None:
         """One exec stream; the last message sent is ExecExit. Cancelling kills the command."""
