@@ -17,7 +17,7 @@ import time
 import trio
 
 from podwire_core import manifest, objects, rpc
-from podwire_dns.corefile import CorefileError, parse
+from podwire_dns.corefile import CorefileError, ServerBlock, parse
 from podwire_dns.kubeindex import KubeIndex
 from podwire_dns.plugin import Context
 from podwire_dns.server import Server, bind
@@ -29,40 +29,59 @@ def main() -> int:
     args = _arguments()
     logging.basicConfig(level=logging.INFO, format="[%(levelname)s] %(message)s", stream=sys.stdout)
     try:
-        with open(args.corefile, encoding="utf-8") as file:
-            blocks = parse(file.read(), args.corefile, os.environ)
         index = KubeIndex()
         synced = trio.Event()
-        context = Context(index, synced.is_set, time.monotonic, random.Random())
-        context.local_addresses = (args.host,)
-        server = Server(blocks, context)
+        context = Context(index, synced.is_set, time.monotonic, random.Random(), (args.host, args.port), args.corefile)
+        server = Server(_read(args.corefile), context)
         if args.objects:
             _load(index, args.objects)
             synced.set()
-        trio.run(serve, server, args, index, synced)
+        return trio.run(serve, server, context, args, synced)
     except CorefileError as error:
         return _fail(str(error))
     except (manifest.ManifestError, objects.DecodeError) as error:
         return _fail(f"{args.objects}: {error}")
     except OSError as error:
         return _fail(f"{error.filename or args.listen}: {error.strerror}")
-    return 0
 
 
-async def serve(server: Server, args: argparse.Namespace, index: KubeIndex, synced: trio.Event) -> None:
-    """Until SIGTERM."""
+async def serve(server: Server, context: Context, args: argparse.Namespace, synced: trio.Event) -> int:
+    """Until SIGTERM, or until a plugin halts the server; returns the exit status."""
     udp, tcp = bind(args.host, args.port)
+    status = 0
     async with trio.open_nursery() as nursery:
+
+        def halt(message: str) -> None:
+            nonlocal status
+            status = _fail(message)
+            nursery.cancel_scope.cancel()
+
+        context.halt, context.reload = halt, lambda: _reload(server, args.corefile)
         nursery.start_soon(server.run)
         nursery.start_soon(server.serve_udp, udp)
         nursery.start_soon(trio.serve_listeners, server.serve_connection, [tcp])
         if args.api:
-            nursery.start_soon(follow, args.api, index, synced)
+            nursery.start_soon(follow, args.api, context.index, synced)
         log.info("listening on %s", args.listen)
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for _ in signals:
+                await trio.sleep(context.lameduck)
                 nursery.cancel_scope.cancel()
-                return
+    return status
+
+
+def _read(path: str) -> list[ServerBlock]:
+    with open(path, encoding="utf-8") as file:
+        return parse(file.read(), path, os.environ)
+
+
+def _reload(server: Server, path: str) -> None:
+    """A wrong file leaves the running configuration in force."""
+    try:
+        server.configure(_read(path))
+        log.info("reloaded %s", path)
+    except (CorefileError, OSError) as error:
+        log.error("reload: %s; the running configuration stays", error)
 
 
 async def follow(address: str, index: KubeIndex, synced: trio.Event) -> None:

@@ -18,11 +18,23 @@ if TYPE_CHECKING:
 
 
 class Context:
-    """What plugins of one server share. `synced()`: have the objects been listed; `clock()` seconds, monotonic."""
+    """What plugins of one server share. `synced()`: have the objects been listed; `clock()` seconds, monotonic; `listen`: where
+    this server listens, which is its own NS address; `corefile`: the path of its configuration."""
 
-    def __init__(self, index: KubeIndex, synced: Callable[[], bool], clock: Callable[[], float], rng: random.Random) -> None:
+    def __init__(
+        self,
+        index: KubeIndex,
+        synced: Callable[[], bool],
+        clock: Callable[[], float],
+        rng: random.Random,
+        listen: tuple[str, int] = ("127.0.0.1", 53),
+        corefile: str = "Corefile",
+    ) -> None:
         self.index, self.synced, self.clock, self.rng = index, synced, clock, rng
-        self.local_addresses: tuple[str, ...] = ()  # where this server listens: its own NS address
+        self.listen, self.corefile = listen, corefile
+        self.lameduck = 0.0  # seconds for which the server goes on after SIGTERM
+        self.reload: Callable[[], None] = lambda: None  # read the Corefile again; set by the server
+        self.halt: Callable[[str], None] = lambda message: None  # end the server with this message
 
 
 class Plugin:

@@ -19,7 +19,7 @@ from dnslib import QTYPE
 from podwire_dns import message as m
 from podwire_dns.corefile import ServerBlock
 from podwire_dns.message import Query, Reply
-from podwire_dns.plugin import Context, Plugin, longest_zone
+from podwire_dns.plugin import END, Context, Plugin, longest_zone
 from podwire_dns.plugins import chain
 
 log = logging.getLogger("podwire_dns")
@@ -35,21 +35,31 @@ class Server:
         self._context = context
         self._chains: dict[str, Plugin] = {}
         self._plugins: list[Plugin] = []
-        for block in blocks:
-            plugins = chain(block, context)
-            self._plugins += plugins
-            for zone, _ in block.zones:
-                self._chains[zone] = plugins[0] if plugins else Plugin.__new__(Plugin)
-        self._zones = tuple(self._chains)
+        self._background: trio.CancelScope | None = None
         self.malformed = 0
         self._free = trio.CapacityLimiter(MAX_CONCURRENT)
+        self.configure(blocks)
+
+    def configure(self, blocks: Sequence[ServerBlock]) -> None:
+        """Take another configuration. Raises CorefileError, and then the old one stays."""
+        chains: dict[str, Plugin] = {}
+        plugins: list[Plugin] = []
+        for block in blocks:
+            linked = chain(block, self._context)
+            plugins += linked
+            chains.update((zone, linked[0] if linked else END) for zone, _ in block.zones)
+        self._chains, self._plugins, self._zones = chains, plugins, tuple(chains)
+        if self._background is not None:
+            self._background.cancel()
 
     async def run(self) -> None:
-        """The plugins' background work, for ever."""
-        async with trio.open_nursery() as nursery:
-            for plugin in self._plugins:
-                nursery.start_soon(plugin.run)
-            await trio.sleep_forever()
+        """The plugins' background work, for ever; begun anew when the configuration is replaced."""
+        while True:
+            with trio.CancelScope() as self._background:
+                async with trio.open_nursery() as nursery:
+                    for plugin in self._plugins:
+                        nursery.start_soon(plugin.run)
+                    await trio.sleep_forever()
 
     async def answer(self, data: bytes, client: str, tcp: bool) -> bytes | None:
         """The reply to a message, None if it deserves none."""

@@ -5,12 +5,26 @@ from __future__ import annotations
 from podwire_dns.corefile import ServerBlock
 from podwire_dns.plugin import END, Context, Plugin
 from podwire_dns.plugins.cache import Cache
+from podwire_dns.plugins.endpoints import Health, Prometheus, Ready
 from podwire_dns.plugins.forward import Forward
 from podwire_dns.plugins.hosts import Hosts
 from podwire_dns.plugins.kubernetes import Kubernetes
-from podwire_dns.plugins.small import Errors, Health, LoadBalance, Log, Ready
+from podwire_dns.plugins.small import Errors, LoadBalance, Log, Loop, Reload
 
-ORDER: tuple[type[Plugin], ...] = (Health, Ready, Errors, Log, LoadBalance, Cache, Hosts, Kubernetes, Forward)
+ORDER: tuple[type[Plugin], ...] = (
+    Reload,
+    Health,
+    Ready,
+    Prometheus,
+    Errors,
+    Log,
+    LoadBalance,
+    Cache,
+    Hosts,
+    Kubernetes,
+    Loop,
+    Forward,
+)
 
 
 def chain(block: ServerBlock, context: Context) -> list[Plugin]:

@@ -114,11 +114,11 @@ class Kubernetes(Plugin):
 
     def _server_addresses(self) -> tuple[str, ...]:
         """The Service in front of this server if there is one, else where it listens."""
-        for local in self.context.local_addresses:
-            for service, _ in self.context.index.endpoints_of_ip(local):
-                if service.addresses:
-                    return service.addresses
-        return self.context.local_addresses
+        local = self.context.listen[0]
+        for service, _ in self.context.index.endpoints_of_ip(local):
+            if service.addresses:
+                return service.addresses
+        return (local,)
 
     # --- Services and their endpoints --------------------------------
 

@@ -1,4 +1,4 @@
-"""Plugins of a few lines each: errors, log, loadbalance, and the HTTP end points health and ready.
+"""Plugins of a few lines each: errors, log, loadbalance, loop, reload.
 
 Sources: https://coredns.io/plugins/errors/ and so on. Order to read: as you like.
 """
@@ -6,9 +6,11 @@ Sources: https://coredns.io/plugins/errors/ and so on. Order to read: as you lik
 from __future__ import annotations
 
 import copy
+import hashlib
 import logging
+import socket
 
-import h11
+import dnslib
 import trio
 from dnslib import QTYPE
 
@@ -19,6 +21,7 @@ from podwire_dns.plugin import Context, Plugin
 
 log = logging.getLogger("podwire_dns")
 ADDRESSES = (QTYPE.A, QTYPE.AAAA)
+LOOPS = 2  # sightings of the own probe that are still explained by retries
 
 
 class Errors(Plugin):
@@ -66,56 +69,68 @@ class LoadBalance(Plugin):
         return shuffled
 
 
-class HttpEndpoint(Plugin):
-    """A small HTTP server beside the DNS server: one path, 200 or 503."""
+class Loop(Plugin):
+    """Asks itself for a random name once; seeing that question again and again means that an upstream leads back here."""
 
-    path, port = "/", 0
+    name = "loop"
 
     def __init__(self, directive: Directive, zones: tuple[str, ...], context: Context) -> None:
         super().__init__(directive, zones, context)
-        host, _, port = directive.args[0].rpartition(":") if directive.args else ("", "", str(self.port))
-        if len(directive.args) > 1 or not port.isdigit():
-            raise directive.error("takes one address, such as :8080")
-        self._host, self._port = host, int(port)
+        first, second = context.rng.getrandbits(63), context.rng.getrandbits(63)
+        self._zone = zones[0]
+        self._probe = f"{first}.{second}." + (f"{zones[0]}." if zones[0] else "")
+        self._seen = 0
 
-    def good(self) -> bool:
-        """Is the answer 200?"""
-        return True
+    async def serve(self, query: Query) -> Reply:
+        if query.qtype == QTYPE.HINFO and query.lower == self._probe:
+            self._seen += 1
+            if self._seen > LOOPS:
+                where = f"{self._zone or '.'}: a question for {self._probe} came back {self._seen} times"
+                self.context.halt(f"loop detected for zone {where}; see https://coredns.io/plugins/loop#troubleshooting")
+        return await self.next.serve(query)
 
     async def run(self) -> None:
-        await trio.serve_tcp(self._converse, self._port, host=self._host or None)
-
-    async def _converse(self, stream: trio.SocketStream) -> None:
-        connection = h11.Connection(h11.SERVER)
-        with trio.move_on_after(10):
-            try:
-                while not isinstance(event := connection.next_event(), h11.Request):
-                    if event is h11.NEED_DATA:
-                        connection.receive_data(bytes(await stream.receive_some()))
-                    else:
-                        return
-                await stream.send_all(self._response(connection, event.target.decode("latin-1")))
-            except (h11.RemoteProtocolError, trio.BrokenResourceError):
-                return
-
-    def _response(self, connection: h11.Connection, target: str) -> bytes:
-        found = target.partition("?")[0] == self.path
-        status, body = (404, b"not found\n") if not found else (200, b"OK") if self.good() else (503, b"not ready\n")
-        headers = [("Content-Length", str(len(body))), ("Connection", "close")]
-        parts = [h11.Response(status_code=status, headers=headers), h11.Data(data=body), h11.EndOfMessage()]
-        return b"".join(connection.send(part) or b"" for part in parts)
+        host, port = self.context.listen
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with trio.socket.socket(family, socket.SOCK_DGRAM) as sock:
+            await sock.sendto(dnslib.DNSRecord.question(self._probe, "HINFO").pack(), (host, port))
 
 
-class Health(HttpEndpoint):
-    """GET :8080/health is 200 while the process lives. `lameduck DURATION` is how long it answers on after SIGTERM."""
+class Reload(Plugin):
+    """Reads the Corefile again when its content has changed. `reload [INTERVAL] [JITTER]`, 30s and 15s."""
 
-    name, path, port = "health", "/health", 8080
+    name = "reload"
+
+    def __init__(self, directive: Directive, zones: tuple[str, ...], context: Context) -> None:
+        super().__init__(directive, zones, context)
+        times = [seconds(directive, text) for text in directive.args]
+        self._interval, self._jitter = (times + [30.0, 15.0][len(times) :])[:2]
+        if len(times) > 2 or self._interval < 2:
+            raise directive.error("takes an interval of at least 2s and a jitter")
+
+    async def run(self) -> None:
+        before = self._digest()
+        while True:
+            await trio.sleep(self._interval + self.context.rng.uniform(0, min(self._jitter, self._interval / 2)))
+            now = self._digest()
+            if now and now != before:
+                before = now
+                self.context.reload()
+
+    def _digest(self) -> bytes:
+        try:
+            with open(self.context.corefile, "rb") as file:
+                return hashlib.sha256(file.read()).digest()
+        except OSError as error:
+            log.error("reload: %s: %s", self.context.corefile, error.strerror)
+            return b""
 
 
-class Ready(HttpEndpoint):
-    """GET :8181/ready is 200 once the objects are listed."""
-
-    name, path, port = "ready", "/ready", 8181
-
-    def good(self) -> bool:
-        return self.context.synced()
+def seconds(directive: Directive, text: str) -> float:
+    """A Go duration of one unit: 500ms, 30s, 5m, 1h."""
+    units = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+    number = text.rstrip("msh")
+    unit = text[len(number) :]
+    if not number.replace(".", "", 1).isdigit() or unit not in units:
+        raise directive.error(f"{text!r} is not a duration such as 30s")
+    return float(number) * units[unit]
