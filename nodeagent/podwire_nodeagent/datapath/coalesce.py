@@ -1,0 +1,161 @@
+"""The way back from the wire: what UDP_GRO delivers as one buffer of equal datagrams becomes superframes again.
+
+Theory. The segments of one superframe mostly arrive as one buffer: rows of the same length (the last may be shorter), each with
+the same prefix (tunnel header) and nearly the same headers. All rows' headers are compared at once, as a NumPy matrix of 16-bit
+words; neighbouring rows that continue each other become one superframe, with one copy of each payload. It leaves with
+NEEDS_CSUM and the pseudo-header's sum, as a TAP takes it.
+
+Rules it keeps:
+
+- Only IPv4 TCP so far (`_Batch.of` decides). A row joins the one before it if prefix, Ethernet, addresses, ports, TOS, TTL,
+  acknowledgement, window and options are equal, identification and sequence number continue it, both carry data, and flags are
+  ACK or ACK|ECE, but for PSH and FIN, which end a superframe. Never across a gap, a flow, or a shorter segment.
+- A row with a wrong checksum joins nothing and is passed on as it came, for the receiver to drop.
+- So cutting a superframe again gives the very segments it was joined from. It fits an IPv4 packet, since the buffer was one
+  UDP payload.
+- Frames alias the buffers, until the next one is asked for.
+
+Order to read: Coalescer.frames, _Batch: of, joins, superframe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from podwire_nodeagent.datapath.offload import FIN, GSO_TCPV4, MIN_GSO_SIZE, PSH, fold, ones_sum, row_sums
+from podwire_nodeagent.datapath.wire import ETH_SIZE, ETHERTYPE_IPV4, NEEDS_CSUM, NO_VNET, TCP, U16, VNET, VNET_SIZE
+
+HEADROOM = 16  # bytes to leave before the first datagram: a frame's virtio header may need to stand before it
+ACK, ECE = 0x10, 0x40
+FLAGS = 0x1FF & ~(FIN | PSH | ECE)  # those that must be ACK alone
+IPV4_WORD = ETHERTYPE_IPV4.to_bytes(2, "big")
+
+Bytes = npt.NDArray[np.uint8]
+Bools = npt.NDArray[np.bool_]
+
+
+class Coalescer:
+    """Splits received buffers into (prefix, frame with virtio header) pairs, joining what can be joined."""
+
+    def __init__(self) -> None:
+        self._out = np.zeros(VNET_SIZE + ETH_SIZE + 65535, np.uint8)
+        self._view = memoryview(self._out)  # type: ignore[arg-type]
+
+    def frames(self, buffer: memoryview, size: int, step: int, prefix: int) -> Iterator[tuple[bytes, memoryview]]:
+        """`size` bytes at HEADROOM of `buffer` are datagrams of `step` bytes (the last may be shorter); `prefix` bytes of each
+        are the tunnel header. A datagram that ends inside its prefix comes with an empty frame."""
+        at, end = HEADROOM, HEADROOM + size
+        batch = _Batch.of(buffer, size, step, prefix) if size > step else None
+        if batch is not None:
+            bounds = [*np.flatnonzero(~batch.joins()).tolist(), len(batch.lengths)]
+            for first, after in pairwise(bounds):
+                if after - first > 1:
+                    head = bytes(buffer[at : at + prefix])
+                    yield head, self._view[: batch.superframe(first, after, self._out, self._view)]
+                else:
+                    yield _single(buffer, at, min(at + step, end), prefix)
+                at += step * (after - first)
+        while at < end:
+            yield _single(buffer, at, min(at + step, end), prefix)
+            at += step
+
+
+def _single(buffer: memoryview, at: int, end: int, prefix: int) -> tuple[bytes, memoryview]:
+    head, start = bytes(buffer[at : min(at + prefix, end)]), at + prefix
+    if start >= end:
+        return head, buffer[:0]
+    buffer[start - VNET_SIZE : start] = NO_VNET
+    return head, buffer[start - VNET_SIZE : end]
+
+
+class _Batch:
+    """Datagrams of one buffer whose first one is an IPv4 TCP segment with payload.
+
+    `rows` are those of full length, `tail` a shorter last one's payload; `heads` the header words of all, `lengths` their payload
+    lengths. `ip` and `tcp` are the words of `heads` where these headers begin, `header` all header bytes, prefix included.
+    """
+
+    def __init__(self, rows: Bytes, tail: Bytes, prefix: int, l4: int, header: int) -> None:
+        full, step = rows.shape
+        self.rows, self.prefix, self.header = rows, prefix, header
+        self.ip, self.tcp, self.size = (prefix + ETH_SIZE) // 2, l4 // 2, step - header
+        keep_tail = len(tail) > header
+        heads = np.empty((full + keep_tail, header), np.uint8)
+        heads[:full] = rows[:, :header]
+        self.lengths = np.full(len(heads), self.size, np.uint32)
+        self.tail = tail[header:]
+        if keep_tail:
+            heads[full] = tail[:header]
+            self.lengths[full] = len(self.tail)
+        self.heads = heads.view(np.uint16).byteswap(inplace=True)
+
+    @staticmethod
+    def of(buffer: memoryview, size: int, step: int, prefix: int) -> _Batch | None:
+        """None if the first datagram is not the beginning of anything that could be joined."""
+        ip = HEADROOM + prefix + ETH_SIZE
+        if step < prefix + ETH_SIZE + 40 or buffer[ip - 2 : ip] != IPV4_WORD or buffer[ip + 9] != TCP or buffer[ip] >> 4 != 4:
+            return None
+        l4 = prefix + ETH_SIZE + 4 * (buffer[ip] & 15)
+        if l4 < prefix + ETH_SIZE + 20 or l4 + 20 > step:
+            return None
+        header = l4 + 4 * (buffer[HEADROOM + l4 + 12] >> 4)
+        if header < l4 + 20 or step - header < MIN_GSO_SIZE:
+            return None
+        data = np.frombuffer(buffer, np.uint8, size, HEADROOM)
+        full = size // step
+        return _Batch(data[: full * step].reshape(full, step), data[full * step :], prefix, l4, header)
+
+    def joins(self) -> Bools:
+        """For each datagram, whether it continues the one before it."""
+        heads, lengths, ip, tcp = self.heads, self.lengths, self.ip, self.tcp
+        differ = heads[1:] ^ heads[:-1]
+        differ[:, (ip + 1, ip + 2, ip + 5, tcp + 2, tcp + 3, tcp + 8)] = 0  # lengths, identification, sequence, checksums
+        differ[:, tcp + 6] &= ~(FIN | PSH) & 65535
+        differ[:, ip + 2] = heads[1:, ip + 2] - heads[:-1, ip + 2] - np.uint16(1)
+        sequence = (heads[:, tcp + 2].astype(np.uint32) << 16) + heads[:, tcp + 3]
+        gap = sequence[1:] - sequence[:-1] - lengths[:-1]
+        good = self._good()
+        ends = (heads[:-1, tcp + 6] & (FIN | PSH)) != 0
+        result = np.zeros(len(heads), np.bool_)
+        result[1:] = ~(differ.any(1) | (gap != 0) | ends) & good[1:] & good[:-1]
+        return result
+
+    def _good(self) -> Bools:
+        """Datagrams that are whole, unfragmented segments with right lengths, checksums and joinable flags."""
+        heads, lengths, ip, tcp = self.heads, self.lengths, self.ip, self.tcp
+        transport = self.header - self.tcp * 2
+        length_ok = heads[:, ip + 1] == lengths + np.uint32(self.header - self.prefix - ETH_SIZE)
+        plain = (heads[:, ip + 3] & 0x3FFF) == 0
+        flags_ok = (heads[:, tcp + 6] & FLAGS) == ACK
+        ip_sum = fold(heads[:, ip:tcp].sum(1, dtype=np.uint32))
+        total = heads[:, tcp:].sum(1, dtype=np.uint32) + heads[:, ip + 6 : ip + 10].sum(1, dtype=np.uint32)
+        total += lengths + np.uint32(transport + TCP)
+        total[: len(self.rows)] += row_sums(self.rows[:, self.header :])
+        if len(total) > len(self.rows):
+            total[-1] += ones_sum(memoryview(self.tail))  # type: ignore[arg-type]
+        ok: Bools = length_ok & plain & flags_ok & (ip_sum == 65535) & (fold(total) == 65535)
+        return ok
+
+    def superframe(self, first: int, after: int, out: Bytes, view: memoryview) -> int:
+        """Writes datagrams first…after as one frame to `out`, and returns its length."""
+        full = min(after, len(self.rows)) - first
+        body = VNET_SIZE + self.header - self.prefix
+        end: int = body + full * self.size
+        out[VNET_SIZE:body] = self.rows[first, self.prefix : self.header]
+        out[body:end].reshape(full, self.size)[:] = self.rows[first : first + full, self.header :]
+        if first + full < after:
+            out[end : end + len(self.tail)] = self.tail
+            end += len(self.tail)
+        l3, l4 = VNET_SIZE + ETH_SIZE, VNET_SIZE + self.tcp * 2 - self.prefix
+        U16.pack_into(view, l3 + 2, end - l3)
+        U16.pack_into(view, l3 + 10, 0)
+        U16.pack_into(view, l3 + 10, 65535 - ones_sum(view[l3:l4]))
+        view[l4 + 13] |= int(self.heads[after - 1, self.tcp + 6]) & (FIN | PSH)
+        pseudo = ones_sum(view[l3 + 12 : l3 + 20]) + TCP + end - l4
+        U16.pack_into(view, l4 + 16, (pseudo & 65535) + (pseudo >> 16))
+        VNET.pack_into(view, 0, NEEDS_CSUM, GSO_TCPV4, body - VNET_SIZE, self.size, l4 - VNET_SIZE, 16)
+        return end
