@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from podwire_core.errors import ApiError, Cause
+from podwire_core.kinds import ResourceInfo as ResourceInfo
 
 Json = dict[str, Any]
 
@@ -50,23 +51,6 @@ class WatchEvent(Struct):
 class Listing(Struct):
     items: list[Json]
     revision: int
-
-
-class ResourceInfo(Struct, frozen=True, omit_defaults=True):
-    """A kind as `kubectl api-resources` shows it. `acted_on` false: stored and listed, but nothing in podwire acts on it."""
-
-    kind: str
-    group: str
-    version: str
-    plural: str
-    singular: str
-    short_names: tuple[str, ...] = ()
-    namespaced: bool = True
-    acted_on: bool = True
-
-    @property
-    def api_version(self) -> str:
-        return f"{self.group}/{self.version}" if self.group else self.version
 
 
 class Applied(Struct):
