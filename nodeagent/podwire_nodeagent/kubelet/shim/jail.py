@@ -66,12 +66,12 @@ def _layer_machine(scratch: str, root: str, machine_mounts: list[str]) -> list[s
             os.symlink(os.readlink(path), root + path)
         elif os.path.isdir(path):
             os.mkdir(root + path)
-            if not _overlay(path, root + path, f"{scratch}/{{}}/{name}"):
+            if not _overlay(path, root + path, scratch, name):
                 plain.append(path)
                 _bind_read_only(path, root + path)
     for number, path in enumerate(machine_mounts):
         covered = any(path.startswith(f"{top}/") for top in plain)
-        if not covered and os.path.isdir(root + path) and not _overlay(path, root + path, f"{scratch}/{{}}/@{number}"):
+        if not covered and os.path.isdir(root + path) and not _overlay(path, root + path, scratch, f"@{number}"):
             _bind_read_only(path, root + path)
     return plain
 
@@ -89,8 +89,8 @@ def _machine_mounts() -> list[str]:
     return found
 
 
-def _overlay(lower: str, target: str, layer: str) -> bool:
-    upper, work = layer.format("upper"), layer.format("work")
+def _overlay(lower: str, target: str, scratch: str, name: str) -> bool:
+    upper, work = f"{scratch}/upper/{name}", f"{scratch}/work/{name}"
     status = os.stat(lower)
     os.mkdir(upper)
     os.mkdir(work)
