@@ -119,5 +119,5 @@ def _read(path: str) -> list[Placed]:
     try:
         documents: list[Document] = manifest.load(data, name)
     except manifest.ManifestError as error:
-        raise ClusterError(str(error), 2) from None
+        raise ClusterError("\npodwire: ".join(error.errors), 2) from None
     return [Placed(document.object, document.where) for document in documents]

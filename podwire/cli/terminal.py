@@ -1,7 +1,8 @@
 """Running a command through an agent, with this terminal at its end.
 
 The agent's Exec stream carries standard input, output, window sizes and signals (`podwire_core.agentapi`). With a TTY the local
-terminal is raw, so that every key reaches the remote one; without, SIGINT and SIGTERM are passed on as signals. Order to read: run, input, output, the terminal.
+terminal is raw, so that every key reaches the remote one; without, SIGINT and SIGTERM are passed on as signals. Order to read:
+run, input, the terminal.
 """
 
 from __future__ import annotations

@@ -1,0 +1,179 @@
+"""flows: connections as the nodes' conntrack tables see them, joined across nodes.
+
+A connection through a Service to another node is two entries: client → ClusterIP (reply from the backend) at the client's node, and
+client → backend at the backend's. They are joined where one's reply is what the other sees. Order to read: the command, join, print.
+"""
+
+from __future__ import annotations
+
+import click
+import msgspec
+from msgspec import Struct
+
+from podwire.cli.options import namespace_option, output_option, print_json, session_command
+from podwire.cli.session import Session, warn
+from podwire_core.agentapi import SERVICE, DumpReply, DumpRequest
+from podwire_core.errors import ApiError
+from podwire_core.netlink import ConntrackInfo, TupleInfo
+
+Sockets = tuple[str, str, int, str, int, int]
+
+
+class Flow(Struct):
+    """`destination` is what the client asked for; `backend` who answers, `seen_as` whom that one sees ("" if the same)."""
+
+    proto: str
+    state: str
+    source: str
+    source_port: int
+    destination: str
+    destination_port: int
+    backend: str
+    backend_port: int
+    seen_as: str
+    nodes: list[str]
+    packets: tuple[int, int]
+    bytes: tuple[int, int]
+    timeout: int
+    entries: list[ConntrackInfo]
+
+
+@click.command()
+@click.option("--pod", help="Only of or to this pod.")
+@click.option("--service", help="Only to this Service.")
+@click.option("--node", "node_name", help="Only what this node sees.")
+@click.option("--proto", type=click.Choice(["tcp", "udp", "icmp", "sctp"]), help="Only of this protocol.")
+@click.option("--port", type=int, help="Only to this port, before or after translation.")
+@click.option("--state", help="Only in this state: ESTABLISHED, TIME_WAIT …")
+@namespace_option
+@output_option()
+@session_command
+def flows(
+    session: Session,
+    pod: str | None,
+    service: str | None,
+    node_name: str | None,
+    proto: str | None,
+    port: int | None,
+    state: str | None,
+    namespace: str | None,
+    output: str | None,
+) -> None:
+    """List connections as the nodes' conntrack tables see them, joined."""
+    from podwire.cli.trace import names_of
+
+    wanted = set()
+    if pod:
+        wanted.add(session.pod(pod, namespace).get("status", {}).get("podIP"))
+    if service:
+        wanted.add(session.get(session.ref(service, namespace, "Service"))["spec"].get("clusterIP"))
+    found = [
+        flow
+        for flow in join(read_tables(session))
+        if (not wanted or wanted & {flow.source, flow.destination, flow.backend})
+        and (node_name is None or node_name in flow.nodes)
+        and (proto is None or proto == flow.proto)
+        and (port is None or port in (flow.destination_port, flow.backend_port))
+        and (state is None or state.upper() == flow.state)
+    ]
+    if output == "json":
+        print_json(found)
+    else:
+        click.echo(text_of(found, names_of(session)))
+
+
+def read_tables(session: Session) -> dict[str, list[ConntrackInfo]]:
+    """Every node's entries; a node that cannot be reached is said, and left out."""
+    tables = {}
+    for node in session.nodes():
+        name = node["metadata"]["name"]
+        try:
+            with session.agent_at(node) as agent:
+                reply: DumpReply = agent.call(SERVICE, "Dump", DumpRequest("conntrack"), DumpReply)
+        except ApiError as error:
+            warn(f"no table of {name}: {error.message}")
+            continue
+        tables[name] = msgspec.convert(reply.data, list[ConntrackInfo])
+    return tables
+
+
+# --- joining --------------------------------
+
+
+def join(tables: dict[str, list[ConntrackInfo]]) -> list[Flow]:
+    """Flows in the order of their clients."""
+    entries = [(node, entry) for node, table in tables.items() for entry in table]
+    inner = {_as_sent(entry.proto, entry.reply): (node, entry) for node, entry in entries}  # by what leaves the node
+    continued: set[int] = set()
+    following: dict[int, tuple[str, ConntrackInfo]] = {}
+    for node, entry in entries:
+        before = inner.get(_sockets(entry.proto, entry.original))
+        if before is not None and before[1] is not entry and before[0] != node:
+            following[id(before[1])] = (node, entry)
+            continued.add(id(entry))
+    result = []
+    for node, entry in entries:
+        if id(entry) in continued:
+            continue
+        chain = [(node, entry)]
+        while (after := following.get(id(chain[-1][1]))) is not None and len(chain) < len(tables) + 1:
+            chain.append(after)
+        result.append(_flow(chain))
+    return sorted(result, key=lambda flow: (flow.source, flow.destination, flow.destination_port, flow.source_port))
+
+
+def _flow(chain: list[tuple[str, ConntrackInfo]]) -> Flow:
+    first, last = chain[0][1], chain[-1][1]
+    return Flow(
+        proto=first.proto,
+        state=first.state or ("UNREPLIED" if "UNREPLIED" in first.status else "REPLIED"),
+        source=first.original.src,
+        source_port=first.original.sport,
+        destination=first.original.dst,
+        destination_port=first.original.dport,
+        backend=last.reply.src,
+        backend_port=last.reply.sport,
+        seen_as=last.reply.dst if last.reply.dst != first.original.src else "",
+        nodes=[node for node, _ in chain],
+        packets=first.packets,
+        bytes=first.bytes,
+        timeout=first.timeout,
+        entries=[entry for _, entry in chain],
+    )
+
+
+def _sockets(proto: str, tuple_: TupleInfo) -> Sockets:
+    return (proto, tuple_.src, tuple_.sport, tuple_.dst, tuple_.dport, tuple_.id)
+
+
+def _as_sent(proto: str, reply: TupleInfo) -> Sockets:
+    """The packet whose answer `reply` is: what leaves the node, after translation."""
+    if proto.startswith("icmp"):  # types: 0 answers 8
+        return (proto, reply.dst, 8 if reply.sport == 0 else reply.sport, reply.src, reply.dport, reply.id)
+    return (proto, reply.dst, reply.dport, reply.src, reply.sport, reply.id)
+
+
+# --- printing --------------------------------
+
+
+def text_of(found: list[Flow], names: dict[str, str]) -> str:
+    from podwire.cli.formats import table
+
+    def named(address: str, port: int) -> str:
+        owner = names.get(address, "").partition(" on ")[0]
+        return f"{address}:{port} ({owner})" if owner else f"{address}:{port}"
+
+    rows = [
+        [
+            flow.proto,
+            flow.state,
+            named(flow.source, flow.source_port),
+            named(flow.destination, flow.destination_port),
+            named(flow.backend, flow.backend_port) if flow.backend != flow.destination else "",
+            "→".join(flow.nodes),
+            f"{flow.packets[0]}/{flow.packets[1]}",
+            f"{flow.bytes[0]}/{flow.bytes[1]}",
+        ]
+        for flow in found
+    ]
+    return table(["PROTO", "STATE", "SOURCE", "DESTINATION", "BACKEND", "NODES", "PACKETS", "BYTES"], rows)
