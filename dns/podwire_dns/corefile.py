@@ -86,19 +86,16 @@ def parse(text: str, file: str = "Corefile", environment: Mapping[str, str] | No
 def _tokens(text: str, file: str, environment: Mapping[str, str]) -> list[_Token]:
     tokens = []
     for number, line in enumerate(text.splitlines(), 1):
-        position = 0
-        while match := _TOKEN.search(line, position):
-            quoted, word = match.groups()
-            if word is not None and word.startswith("#"):
-                break
-            if word is not None and word.count('"') % 2:
+        rest = line.strip()
+        while rest and not rest.startswith("#"):
+            match = _TOKEN.match(rest)
+            if match is None or match[0].count('"') % 2:
                 raise CorefileError(f"{file}:{number}: a quote is not closed")
+            quoted, word = match.groups()
             value = word if word is not None else quoted.replace('\\"', '"')
             value = _VARIABLE.sub(lambda m: environment.get(m[1] or m[2], ""), value)
             tokens.append(_Token(value, number))
-            position = match.end()
-        if line[position:].lstrip().startswith('"'):
-            raise CorefileError(f"{file}:{number}: a quote is not closed")
+            rest = rest[match.end() :].lstrip()
     return tokens
 
 
