@@ -28,8 +28,9 @@ def check(
 ) -> int:
     """Say what would become of flows, without a cluster.
 
-    A flow is {id, from: {pod|node|ip}, to: {service|pod|node|ip}, port, protocol} and may say what is expected of it (`expect: dropped`).
-    Exit status 1 if a flow's verdict is not the expected one; without `expect`, if it is not delivered or forwarded.
+    A flow is {id, from: {pod|node|ip}, to: {service|pod|node|ip}, port, protocol} and may say what is expected of it
+    (`expect: dropped`). Exit status 1 if a flow's verdict is not the expected one; without `expect`, if it is not delivered or
+    forwarded.
     """
     from podwire.check import check as run
 

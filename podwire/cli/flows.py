@@ -1,7 +1,8 @@
 """flows: connections as the nodes' conntrack tables see them, joined across nodes.
 
-A connection through a Service to another node is two entries: client → ClusterIP (reply from the backend) at the client's node, and
-client → backend at the backend's. They are joined where one's reply is what the other sees. Order to read: the command, join, print.
+A connection through a Service to another node is two entries: client → ClusterIP (reply from the backend) at the client's node,
+and client → backend at the backend's. They are joined where one's reply is what the other sees. Order to read: the command, join,
+print.
 """
 
 from __future__ import annotations
