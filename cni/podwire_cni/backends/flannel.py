@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 
 from msgspec import Struct
 
+from podwire_cni.macs import mac_of
 from podwire_core import agentapi
 from podwire_core import netfilter as nf
 from podwire_core.constants import CABLE_PORT, NODE_NETWORK, POD_CIDR, VXLAN_PORT, VXLAN_VNI
@@ -30,11 +31,6 @@ MTU = 1500
 OVERHEAD = 50  # outer Ethernet, IPv4, UDP, VXLAN
 POD_MTU = MTU - OVERHEAD
 MASQUERADE_MARK = 0x4000  # kube-proxy's: what it will masquerade must not be masqueraded twice
-
-
-def mac_of(address: str, prefix: str = "02:00") -> str:
-    """A locally administered MAC made of an IPv4 address: 02:00:0a:f4:01:05."""
-    return ":".join([prefix, *(f"{byte:02x}" for byte in IPv4Address(address).packed)])
 
 
 # --- annotations --------------------------------
