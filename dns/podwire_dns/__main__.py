@@ -39,7 +39,9 @@ def main() -> int:
         return trio.run(serve, server, context, args, synced)
     except CorefileError as error:
         return _fail(str(error))
-    except (manifest.ManifestError, objects.DecodeError) as error:
+    except manifest.ManifestError as error:
+        return _fail(str(error))
+    except objects.DecodeError as error:
         return _fail(f"{args.objects}: {error}")
     except OSError as error:
         return _fail(f"{error.filename or args.listen}: {error.strerror}")
@@ -110,8 +112,9 @@ def _put(index: KubeIndex, kind: str, key: str, obj: objects.Json | None) -> Non
 def _load(index: KubeIndex, path: str) -> None:
     with open(path, "rb") as file:
         documents = manifest.load(file.read(), path)
-    for obj in documents:
-        index.put(obj.get("kind", ""), objects.key_of(obj), obj)
+    for document in documents:
+        obj = document.object
+        index.put(obj["kind"], objects.key_of(obj), obj)
 
 
 def _arguments() -> argparse.Namespace:

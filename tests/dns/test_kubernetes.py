@@ -88,6 +88,7 @@ def test_a_name_that_exists_without_that_type_is_nodata_with_soa(dns, name, qtyp
         f"absent.{ZONE}",
         f"_https._tcp.web.default.{ZONE}",
         f"_http._udp.web.default.{ZONE}",
+        f"_._tcp.web.default.{ZONE}",
         f"lonely.default.{ZONE}",
         f"db-2.db.default.{ZONE}",
         f"db-9.db.default.{ZONE}",

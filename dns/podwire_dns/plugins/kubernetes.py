@@ -130,8 +130,8 @@ class Kubernetes(Plugin):
         match head:
             case []:
                 pass
-            case [port, proto] if port.startswith("_") and proto.startswith("_"):
-                port, proto = port[1:], proto[1:]
+            case [port, proto] if len(port) > 1 and port.startswith("_") and proto.startswith("_"):
+                port, proto = port[1:], proto[1:]  # a port without a name has no record of its own
             case [endpoint]:
                 pass
             case _:
