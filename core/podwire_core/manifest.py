@@ -122,14 +122,15 @@ def _refuse_deep(text: str, name: str) -> None:
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_DEPTH:
-                raise ManifestError([f"{name}:{event.start_mark.line + 1}: nested deeper than {MAX_DEPTH} levels"])
+                line = event.start_mark.line + 1 if event.start_mark else 1
+                raise ManifestError([f"{name}:{line}: nested deeper than {MAX_DEPTH} levels"])
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
 
 
 def _explain(error: yaml.MarkedYAMLError, text: str, name: str) -> str:
-    mark = error.problem_mark or error.context_mark
     what = " ".join(filter(None, (error.problem, error.context)))
+    mark = error.problem_mark or error.context_mark
     if mark is None:
         return f"{name}: {what}"
     lines = text.splitlines()
