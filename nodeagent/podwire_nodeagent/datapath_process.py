@@ -8,7 +8,6 @@ Order to read: Dataplane, start.
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -39,29 +38,23 @@ class DatapathFailed(Exception):
 
 
 class Dataplane:
-    """The agent's connection to its datapath. `generation` counts the processes it was connected to: when it grows, all state
-    must be stated again."""
+    """The agent's connection to its datapath. After `connect` all state must be stated again: the process may be a new one."""
 
     def __init__(self, config: DatapathConfig) -> None:
         self.config = config
-        self.generation = 0
         self._netlink: Netlink | None = None
         self._pidfd = -1
         self._child: subprocess.Popen[bytes] | None = None
         self._lock = trio.Lock()
 
-    async def connect(self) -> bool:
-        """Connect to the running datapath, or start one. True if it was started anew. Raises DatapathFailed."""
+    async def connect(self) -> None:
+        """Connect to the running datapath, or start one. Raises DatapathFailed."""
         async with self._lock:
-            started = False
             try:
                 await self._open()
             except OSError:
                 self._child = await _start(self.config)
-                started = True
                 await self._open()
-            self.generation += 1
-            return started
 
     async def apply(self, ops: Sequence[Op], fds: Sequence[int] = ()) -> None:
         """One transaction. Raises NetlinkError (refused) or OSError (the datapath is gone)."""
@@ -98,14 +91,6 @@ class Dataplane:
             os.close(self._pidfd)
         self._pidfd = os.pidfd_open(pid)
         self._netlink = netlink
-
-    def terminate(self) -> None:
-        """End the datapath (the node is being removed)."""
-        if self._pidfd >= 0:
-            try:
-                signal.pidfd_send_signal(self._pidfd, signal.SIGTERM)
-            except ProcessLookupError:
-                pass  # it is gone already, which is what was wanted
 
 
 async def _start(config: DatapathConfig) -> subprocess.Popen[bytes]:

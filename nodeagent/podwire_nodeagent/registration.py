@@ -15,7 +15,6 @@ from typing import Any, Protocol
 import trio
 from msgspec import Struct
 
-from podwire_core import agentapi
 from podwire_core.constants import NODE_LEASE_NAMESPACE, NODE_LEASE_SECONDS
 from podwire_core.errors import ApiError
 
@@ -34,15 +33,11 @@ class Api(Protocol):
 
 
 class NodeIdentity(Struct, frozen=True):
-    """`agent_address` and `underlay`: how others reach the agent (gRPC) and its datapath (UDP)."""
+    """`annotations` say where the node's agent and datapath are (podwire_core.agentapi, flannel.publish)."""
 
     name: str
     internal_ip: str
-    uplink_mac: str
-    agent_address: str
-    underlay: str
-    cable_port: int
-    annotations: dict[str, str] = {}
+    annotations: dict[str, str]
 
 
 def now() -> str:
@@ -61,20 +56,9 @@ def node_object(identity: NodeIdentity) -> Json:
     return {
         "apiVersion": "v1",
         "kind": "Node",
-        "metadata": {"name": identity.name, "labels": labels, "annotations": annotations(identity)},
+        "metadata": {"name": identity.name, "labels": labels, "annotations": identity.annotations},
         "spec": {},
         "status": status(identity),
-    }
-
-
-def annotations(identity: NodeIdentity) -> dict[str, str]:
-    """Where this node's agent and datapath are."""
-    return {
-        agentapi.AGENT_ADDRESS: identity.agent_address,
-        agentapi.UNDERLAY_HOST: identity.underlay,
-        agentapi.UNDERLAY_CABLE_PORT: str(identity.cable_port),
-        agentapi.UPLINK_MAC: identity.uplink_mac,
-        **identity.annotations,
     }
 
 
@@ -108,7 +92,7 @@ async def register(api: Api, identity: NodeIdentity) -> Json:
             except ApiError as error:
                 if error.code != 409:
                     raise
-            await api.patch("Node", identity.name, "", {"metadata": {"annotations": annotations(identity)}})
+            await api.patch("Node", identity.name, "", {"metadata": {"annotations": identity.annotations}})
             return await api.patch("Node", identity.name, "", {"status": status(identity)}, subresource="status")
         except ApiError as error:
             if error.code < 500:

@@ -22,6 +22,7 @@ from podwire_nodeagent.standin.answers import Conversation, Identity, Peer, data
 
 BACKLOG = 512
 READ = 65536
+IP_PKTINFO = 8  # linux/in.h; the socket module names it since Python 3.14 only
 
 
 async def serve(path: str, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -142,6 +143,7 @@ class Sandbox:
     async def _datagrams(self, sock: trio.socket.SocketType) -> None:
         while True:
             try:
+                sender: Any
                 data, ancillary, _, sender = await sock.recvmsg(READ, socket.CMSG_SPACE(20))
                 local = _local_address(ancillary) or self._identity.ip
                 peer = _peer(sender, (local, sock.getsockname()[1]))
@@ -164,7 +166,7 @@ def _listen(proto: str, port: int) -> trio.socket.SocketType:
         if kind == socket.SOCK_STREAM:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         else:
-            sock.setsockopt(socket.IPPROTO_IP, socket.IP_PKTINFO, 1)
+            sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
         sock.bind(("::", port))
         if kind == socket.SOCK_STREAM:
             sock.listen(BACKLOG)
@@ -176,7 +178,7 @@ def _listen(proto: str, port: int) -> trio.socket.SocketType:
 
 def _local_address(ancillary: list[tuple[int, int, bytes]]) -> str:
     for level, kind, data in ancillary:
-        if level == socket.IPPROTO_IP and kind == socket.IP_PKTINFO:
+        if level == socket.IPPROTO_IP and kind == IP_PKTINFO:
             return socket.inet_ntoa(struct.unpack("=i4s4s", data[:12])[2])
     return ""
 

@@ -1,0 +1,80 @@
+"""`python -m podwire_nodeagent --node NAME --api ADDRESS --dir DIR --internal-ip IP --underlay IP …`: a node's agent.
+
+Exit status 1 with one line when the node cannot start. SIGTERM ends the agent alone; its pods and datapath go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from pathlib import Path
+
+import trio
+
+from podwire_core import rpc
+from podwire_core.constants import CABLE_PORT, POD_CIDR, VXLAN_PORT
+from podwire_nodeagent.agent import Agent, AgentConfig
+from podwire_nodeagent.datapath_process import DatapathFailed
+from podwire_nodeagent.proxy.config import ProxyConfiguration
+
+PROXIES, BACKENDS = ("iptables",), ("flannel",)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="podwire_nodeagent", description="A node's agent: kubelet, kube-proxy and CNI daemon.")
+    parser.add_argument("--node", required=True, metavar="NAME")
+    parser.add_argument("--api", required=True, metavar="ADDRESS", help="API server: unix:/path or host:port")
+    parser.add_argument("--dir", required=True, type=Path, help="the node's run directory")
+    parser.add_argument("--internal-ip", required=True, metavar="IP", help="the node's address in the emulated network")
+    parser.add_argument("--underlay", required=True, metavar="IP", help="the socket address of its tunnels and cable")
+    parser.add_argument("--tunnel-port", type=int, default=VXLAN_PORT)
+    parser.add_argument("--cable-port", type=int, default=CABLE_PORT)
+    parser.add_argument("--cni", choices=BACKENDS, default="flannel")
+    parser.add_argument("--proxy", choices=PROXIES, default="iptables")
+    parser.add_argument("--listen", action="append", default=[], metavar="HOST:PORT", help="serve gRPC there too")
+    return parser.parse_args()
+
+
+async def run(config: AgentConfig) -> None:
+    async with trio.open_nursery() as nursery:
+
+        async def work() -> None:
+            await Agent(config).run()
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(work)
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for _ in signals:
+                nursery.cancel_scope.cancel()
+                return
+
+
+def main() -> int:
+    args = arguments()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    proxy = ProxyConfiguration(cluster_cidrs=(POD_CIDR,))
+    config = AgentConfig(
+        args.node, args.api, args.dir.absolute(), args.internal_ip, args.underlay,
+        args.tunnel_port, args.cable_port, proxy, tuple(args.listen),
+    )  # fmt: skip
+    status = 0
+    try:
+        trio.run(run, config)
+    except* (DatapathFailed, rpc.ListenError, OSError) as errors:
+        for error in _leaves(errors):
+            print(f"podwire_nodeagent: {args.node}: {error}", file=sys.stderr)
+        status = 1
+    return status
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""What a node's datapath must hold, kept true: network, host namespace, pods' links and kube-proxy's rules.
+
+Rules it keeps: `take` applies the difference that a change of objects makes; `restate` states everything again to a datapath
+that may hold nothing, something old, or all of it, and can be repeated. One of them runs at a time. A refusal (NetlinkError) is
+a bug on either side: logged, and everything is stated again. Order to read: NodeState.restate, then .take.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import subprocess
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+
+import trio
+
+from podwire_cni.backends import flannel
+from podwire_core import netns
+from podwire_core.netlink import AddrAdd, AnyOp, LinkInfo, NetlinkError, SysctlSet
+from podwire_core.objects import Json, Node, decode
+from podwire_core.rpc import Change
+from podwire_nodeagent import network
+from podwire_nodeagent.datapath_process import Dataplane
+from podwire_nodeagent.proxy.config import ProxyConfiguration
+from podwire_nodeagent.proxy.iptables import Proxier
+from podwire_nodeagent.proxy.model import NodeFacts
+
+log = logging.getLogger(__name__)
+HOST_DEV = "eth0"
+Reattach = Callable[[Sequence[LinkInfo]], Awaitable[None]]
+SYSCTLS = (SysctlSet("net.ipv4.ip_forward", "1"), SysctlSet("net.bridge.bridge-nf-call-iptables", "1"))
+KINDS = ("Node", "Service", "EndpointSlice")
+
+
+class NodeState:
+    """`objects` is the live copy (rpc.Mirror.objects); `reattach_pods` gives the datapath the TAPs of those pods whose links it
+    lacks."""
+
+    def __init__(
+        self,
+        node: str,
+        dataplane: Dataplane,
+        host_netns: Path,
+        proxy: ProxyConfiguration,
+        objects: Mapping[str, Mapping[str, Json]],
+        reattach_pods: Reattach,
+    ) -> None:
+        self._node, self._dataplane, self._host_netns = node, dataplane, host_netns
+        self._proxy_config, self._objects, self._reattach_pods = proxy, objects, reattach_pods
+        self._proxier: Proxier | None = None
+        self._pod_cidr = ""
+        self._host_batch = ""
+        self._lock = trio.Lock()
+        self.networked = trio.Event()  # the node has its podCIDR and its links: pods can be attached
+
+    @property
+    def node_object(self) -> Json | None:
+        return self._objects["Node"].get(self._node)
+
+    async def restate(self) -> None:
+        """Bring the datapath to the present state, whatever it holds. Raises OSError when it is gone."""
+        node = self.node_object
+        if node is None:
+            return
+        async with self._lock:
+            links: list[LinkInfo] = await self._dataplane.dump("links")
+            await self._attach_host(links)
+            await self._network(node)
+            await self._reattach_pods(links)
+            self._pod_cidr = flannel.pod_cidr(decode(Node, node))
+            proxier = Proxier(self._proxy_config, self._facts(node), 4, flannel.tables(node))
+            ops = proxier.changes(self._objects["Service"], self._objects["EndpointSlice"])
+            await self._dataplane.apply([*SYSCTLS, *ops])
+            self._proxier = proxier
+        if self._pod_cidr:
+            self.networked.set()
+
+    async def take(self, changes: Sequence[Change]) -> None:
+        """Apply what these changes make different. Raises OSError when the datapath is gone."""
+        node = self.node_object
+        if node is None:
+            return
+        if self._proxier is None or self._pod_cidr != flannel.pod_cidr(decode(Node, node)):
+            await self.restate()
+            return
+        by_kind: dict[str, dict[str, Json | None]] = {kind: {} for kind in KINDS}
+        for change in changes:
+            if change.kind in by_kind:
+                by_kind[change.kind][change.key] = change.new
+        try:
+            async with self._lock:
+                if by_kind["Node"]:
+                    await self._network(node)
+                facts = self._facts(node) if self._node in by_kind["Node"] else None
+                ops = self._proxier.changes(by_kind["Service"], by_kind["EndpointSlice"], facts)
+                await self._dataplane.apply(ops)
+        except NetlinkError as error:
+            log.error("the datapath refused an update, everything is stated again: %s", error)
+            await self.restate()
+
+    # --- parts --------------------------------
+
+    async def _attach_host(self, links: Sequence[LinkInfo]) -> None:
+        if any(link.name == network.HOST_LINK and link.attached for link in links):
+            return
+        fd = _host_tap(self._host_netns)
+        try:
+            await self._dataplane.apply([network.host_link()], [fd])
+        finally:
+            os.close(fd)
+
+    async def _network(self, node: Json) -> None:
+        desired = flannel.desired(node, self._objects["Node"].values())
+        dumps = {what: await self._dataplane.dump(what) for what in network.DUMPED}
+        await self._dataplane.apply(network.reconcile(desired, dumps))
+        await self._configure_host(desired)
+
+    async def _configure_host(self, desired: Sequence[AnyOp]) -> None:
+        """Mirror the node's addresses and routes into its host namespace."""
+        batch = network.host_batch(desired)
+        if batch != self._host_batch:
+            present = await trio.to_thread.run_sync(_host_routes, self._host_netns)
+            await trio.to_thread.run_sync(_run_ip, self._host_netns, network.host_batch(desired, present))
+            self._host_batch = batch
+
+    def _facts(self, node: Json) -> NodeFacts:
+        """The node with the addresses that only its interfaces know (its bridge's, its VTEP's)."""
+        desired = flannel.desired(node, ())
+        return NodeFacts.of(node, tuple(op.address.partition("/")[0] for op in desired if isinstance(op, AddrAdd)))
+
+
+# --- the host namespace: blocking, called in threads --------------------------------
+
+
+def _host_tap(namespace: Path) -> int:
+    """The TAP of the host namespace: a new one, or a new fd of the one that is there."""
+    with netns.in_netns(namespace):
+        there = HOST_DEV in (name for _, name in socket.if_nameindex())
+    if there:
+        return netns.reattach_tap(namespace, HOST_DEV)
+    return netns.create_tap(namespace, HOST_DEV, network.HOST_TAP_MAC)
+
+
+def _host_routes(namespace: Path) -> list[Json]:
+    text = _ip(namespace, ["-json", "route", "show", "dev", HOST_DEV])
+    routes: list[Json] = json.loads(text or "[]")
+    return routes
+
+
+def _run_ip(namespace: Path, batch: str) -> None:
+    _ip(namespace, ["-batch", "-"], batch)
+
+
+def _ip(namespace: Path, args: list[str], text: str = "") -> str:
+    """iproute2 in that namespace: the thread is in it while the child is forked."""
+    with netns.in_netns(namespace):
+        process = subprocess.Popen(
+            ["ip", *args], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+    out, error = process.communicate(text)
+    if process.returncode:
+        raise OSError(
+            f"ip {' '.join(args)} in the host namespace: {error.strip().splitlines()[0] if error.strip() else 'failed'}"
+        )
+    return out
