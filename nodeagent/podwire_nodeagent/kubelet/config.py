@@ -28,8 +28,13 @@ class Api(Protocol):
     async def delete(self, kind: str, name: str, namespace: str = "", *, grace: int | None = None, uid: str = "") -> object: ...
 
 
+class NetworkError(Exception):
+    """The CNI plugin refused; one line says why. The kubelet tells it in an event and tries again."""
+
+
 class Cni(Protocol):
-    """The node's CNI runtime. `add` returns the pod's addresses, primary first; its errors are OSError or CniError-like
+    """The node's CNI runtime. `add` returns the pod's addresses, primary first. Both raise NetworkError or OSError."""
+XX CniError-like
     exceptions with one line of text, and the kubelet tries again."""
 
     async def add(self, container_id: str, netns: str, ifname: str, args: dict[str, str]) -> list[str]: ...

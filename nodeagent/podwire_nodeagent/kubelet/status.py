@@ -79,7 +79,7 @@ def _conditions(record: PodRecord, spec: PodSpec, phase_now: str, old: list[Json
         before = by_type.get(kind)
         same = before is not None and before.get("status") == condition["status"]
         since = before.get("lastTransitionTime", now) if before is not None and same else now
-        result.append({"type": kind, **condition, "lastProbeTime": None, "lastTransitionTime": since})
+        result.append({"type": kind, **condition, "lastTransitionTime": since})
     return result + [c for kind, c in by_type.items() if kind not in fresh]
 
 

@@ -36,8 +36,7 @@ FORWARDED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signa
 
 
 def main() -> None:
-    with open(sys.argv[1], "rb") as file:
-        spec: Spec = json.load(file)
+    spec = _read_spec(sys.argv[1])
     for name in ("control", "terminal"):
         if name in spec:
             os.set_inheritable(spec[name], False)
@@ -45,6 +44,13 @@ def main() -> None:
         _container(spec)
     else:
         _exec(spec)
+
+
+def _read_spec(path: str) -> Spec:
+    """A file, or "fd:N": an open one that the program must not inherit."""
+    with open(int(path[3:]) if path.startswith("fd:") else path, "rb") as file:
+        spec: Spec = json.load(file)
+        return spec
 
 
 # --- a container --------------------------------
