@@ -34,8 +34,6 @@ class NetworkError(Exception):
 
 class Cni(Protocol):
     """The node's CNI runtime. `add` returns the pod's addresses, primary first. Both raise NetworkError or OSError."""
-XX CniError-like
-    exceptions with one line of text, and the kubelet tries again."""
 
     async def add(self, container_id: str, netns: str, ifname: str, args: dict[str, str]) -> list[str]: ...
 

@@ -1,5 +1,5 @@
-"""One probe, once: an HTTP request, a TCP connection or a gRPC health check from the node's host namespace, so that it crosses the
-dataplane as kubelet's own would. Messages are kubelet's. (exec probes: exec.py.)
+"""One probe, once: an HTTP request, a TCP connection or a gRPC health check from the node's host namespace, so that it
+crosses the dataplane as kubelet's own would. Messages are kubelet's. (exec probes: exec.py.)
 
 Rules it keeps: nothing is retried, no failure is an exception: every outcome is a Result. HTTP is spoken by hand because a status
 line is all that matters, and a hundred pods are probed every few seconds. Certificates are not verified, as in kubelet.
