@@ -103,6 +103,7 @@ IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_USO4, TUN_F_USO6 = 0x01, 0x02, 0x04, 0x20, 0x40
 OFFLOADS = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6
 OFFLOADS_USO = OFFLOADS | TUN_F_USO4 | TUN_F_USO6  # Linux 6.2; the two only together
+TUNNEL_BYTES, TUNNEL_HEADERS = 65_000, 22  # a superframe cut into segments must fit one UDP_SEGMENT send: Ethernet and VXLAN
 
 
 def create_tap(netns: Netns, name: str, mac: str = "", mtu: int = 1500) -> int:
@@ -116,7 +117,7 @@ def create_tap(netns: Netns, name: str, mac: str = "", mtu: int = 1500) -> int:
             raise OSError(errno.EEXIST, f"link {name} in {netns}: exists")
         fd = _attach(name)
         try:
-            net.set_link(name, mac=mac, mtu=mtu)
+            net.set_link(name, mac=mac, mtu=mtu, gso_max_segs=TUNNEL_BYTES // (mtu + TUNNEL_HEADERS))
         except BaseException:
             fcntl.ioctl(fd, TUNSETPERSIST, 0)
             os.close(fd)

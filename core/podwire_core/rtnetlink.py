@@ -30,7 +30,7 @@ RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH = 28, 29
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 1, 4, 0x300, 0x100, 0x200, 0x400
-IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU = 1, 3, 4
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_GSO_MAX_SEGS = 1, 3, 4, 40
 IFA_ADDRESS, IFA_LOCAL, IFA_F_NODAD = 1, 2, 2
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS, RTAX_MTU = 1, 4, 5, 6, 7, 8, 2
 RTNH_F_ONLINK, RT_TABLE_MAIN, RTPROT_STATIC, RT_SCOPE_LINK = 4, 254, 4, 253
@@ -99,7 +99,7 @@ class Rtnetlink:
             return int(_IFINFO.unpack_from(data)[2])
         raise OSError(errno.ENODEV, f"link {dev}: no such device")
 
-    def set_link(self, dev: str, up: bool | None = None, mac: str = "", mtu: int = 0) -> None:
+    def set_link(self, dev: str, up: bool | None = None, mac: str = "", mtu: int = 0, gso_max_segs: int = 0) -> None:
         """`ip link set DEV …`; what is None, "" or 0 stays."""
         flags, change = (IFF_UP if up else 0), (0 if up is None else IFF_UP)
         body = _IFINFO.pack(0, 0, self.index(dev), flags, change)
@@ -107,6 +107,8 @@ class Rtnetlink:
             body += attribute(IFLA_ADDRESS, bytes.fromhex(mac.replace(":", "")))
         if mtu:
             body += attribute(IFLA_MTU, struct.pack("=I", mtu))
+        if gso_max_segs:
+            body += attribute(IFLA_GSO_MAX_SEGS, struct.pack("=I", gso_max_segs))
         self._request(RTM_NEWLINK, 0, body, f"link {dev}")
 
     def delete_link(self, dev: str) -> None:
