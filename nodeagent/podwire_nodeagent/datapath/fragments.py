@@ -1,0 +1,158 @@
+"""Reassembly (as nf_defrag_ipv4: before conntrack sees a packet) and fragmentation (as ip_do_fragment).
+
+Rules:
+- Fragments of one packet share source, destination, protocol and identification. They are kept at most 30 s and at most
+  4 MiB in all (the oldest packet goes first).
+- A fragment wholly contained in what is there is dropped alone; a partial overlap, or an end that contradicts another,
+  drops the whole packet (RFC 5722's rule, which Linux keeps for IPv4 as well).
+- A reassembled packet remembers its largest fragment: it is never cut into larger ones again.
+- `split` completes a partial checksum first, sets offsets, and copies the options into the first fragment only as far as
+  their copy bit says.
+"""
+
+from __future__ import annotations
+
+from podwire_nodeagent.datapath import checksum
+from podwire_nodeagent.datapath.packet import Packet
+from podwire_nodeagent.datapath.wire import DF, L3, MF, U16, VNET_SIZE, Buffer
+
+TIMEOUT = 30.0
+MAX_MEMORY = 4 << 20
+MAX_FRAGMENTS = 1024  # of one packet: 64 KiB in pieces of 64 bytes
+Key = tuple[bytes, bytes, int, int, str]
+
+
+class _Queue:
+    """The pieces of one packet: offset → payload, without overlaps."""
+
+    __slots__ = ("bytes", "deadline", "head", "largest", "pieces", "total")
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
+        self.pieces: dict[int, bytes] = {}
+        self.head = b""  # of the first fragment: everything before its payload
+        self.total = -1  # known once the last fragment is here
+        self.bytes = self.largest = 0
+
+
+class Reassembly:
+    """`add` returns a whole frame, or None while pieces are missing; `reason` then says whether the piece was dropped."""
+
+    def __init__(self) -> None:
+        self._queues: dict[Key, _Queue] = {}
+        self.bytes = 0
+        self.reason = ""
+        self.largest = 0  # largest fragment of the packet last completed
+        self.evicted = 0
+
+    def __len__(self) -> int:
+        return len(self._queues)
+
+    def add(self, packet: Packet, dev: str, now: float) -> bytearray | None:
+        key = (packet.src, packet.dst, packet.proto, packet.ident, dev)
+        queue = self._queues.get(key)
+        if queue is None or now >= queue.deadline:
+            if queue is not None:
+                self._forget(key)
+            queue = self._queues[key] = _Queue(now + TIMEOUT)
+        self.reason = self._insert(queue, packet)
+        if self.reason == "fragment_overlap":
+            self._forget(key)
+            return None
+        while self.bytes > MAX_MEMORY:
+            self.evicted += 1
+            self._forget(next(iter(self._queues)))
+        if self.reason or queue.total < 0 or queue.bytes < queue.total:
+            return None
+        frame = _join(queue)
+        self.largest = queue.largest
+        self._forget(key)
+        return frame
+
+    def _insert(self, queue: _Queue, packet: Packet) -> str:
+        start, end = packet.offset, packet.offset + packet.end - packet.l4
+        if packet.more_fragments:
+            if 0 <= queue.total < end:
+                return "fragment_overlap"
+        elif (queue.total >= 0 and queue.total != end) or any(at + len(p) > end for at, p in queue.pieces.items()):
+            return "fragment_overlap"
+        for at, piece in queue.pieces.items():
+            if at < end and start < at + len(piece):
+                return "fragment_duplicate" if at <= start and end <= at + len(piece) else "fragment_overlap"
+        if len(queue.pieces) >= MAX_FRAGMENTS:
+            return "fragment_overlap"
+        if not packet.more_fragments:
+            queue.total = end
+        if start == 0:
+            queue.head = bytes(VNET_SIZE) + bytes(packet.buf[VNET_SIZE : packet.l4])
+        queue.pieces[start] = bytes(packet.buf[packet.l4 : packet.end])
+        queue.bytes += end - start
+        queue.largest = max(queue.largest, packet.length)
+        self.bytes += end - start
+        return ""
+
+    def _forget(self, key: Key) -> None:
+        self.bytes -= self._queues.pop(key).bytes
+
+    def expire(self, now: float) -> int:
+        old = [key for key, queue in self._queues.items() if now >= queue.deadline]
+        for key in old:
+            self._forget(key)
+        return len(old)
+
+
+def _join(queue: _Queue) -> bytearray | None:
+    frame = bytearray(queue.head)
+    for at in sorted(queue.pieces):
+        frame += queue.pieces[at]
+    length = len(frame) - L3
+    if length > 65535:
+        return None
+    flags = int.from_bytes(frame[L3 + 6 : L3 + 8], "big") & DF
+    U16.pack_into(frame, L3 + 2, length)
+    U16.pack_into(frame, L3 + 6, flags)
+    _seal(frame)
+    return frame
+
+
+def _seal(frame: bytearray) -> None:
+    end = L3 + ((frame[L3] & 15) << 2)
+    frame[L3 + 10 : L3 + 12] = b"\0\0"
+    U16.pack_into(frame, L3 + 10, checksum.checksum(frame[L3:end]))
+
+
+def split(frame: Buffer, packet: Packet, mtu: int) -> list[bytearray]:
+    """The fragments of an IPv4 packet for this MTU; the packet may itself be a fragment."""
+    checksum.complete(frame)
+    header = bytes(VNET_SIZE) + bytes(frame[VNET_SIZE : packet.l4])
+    later = header[: L3 + 20] + _copied_options(header[L3 + 20 :])
+    more = int.from_bytes(header[L3 + 6 : L3 + 8], "big") & MF
+    pieces: list[bytearray] = []
+    at, end = packet.l4, packet.end
+    while at < end:
+        head = later if pieces else header
+        room = max(8, (mtu - (len(head) - L3)) & ~7)
+        stop = end if end - at <= mtu - (len(head) - L3) else at + room
+        piece = bytearray(head)
+        piece += frame[at:stop]
+        piece[L3] = 0x40 | (len(head) - L3) >> 2
+        U16.pack_into(piece, L3 + 2, len(piece) - L3)
+        offset = (packet.offset + at - packet.l4) >> 3
+        U16.pack_into(piece, L3 + 6, offset | (MF if stop < end or more else 0))
+        _seal(piece)
+        pieces.append(piece)
+        at = stop
+    return pieces
+
+
+def _copied_options(options: bytes) -> bytes:
+    """Those with the copy bit set, padded to a multiple of 4."""
+    kept, at = b"", 0
+    while at < len(options) and options[at] != 0:
+        size = 1 if options[at] == 1 else options[at + 1] if at + 1 < len(options) else 0
+        if size < 1 or at + size > len(options):
+            break
+        if options[at] & 0x80:
+            kept += options[at : at + size]
+        at += size
+    return kept + bytes(-len(kept) % 4)

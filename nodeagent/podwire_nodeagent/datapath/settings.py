@@ -1,0 +1,74 @@
+"""Sysctls: names as under /proc/sys, Linux' defaults, and the few that packets ask for, decoded once.
+
+Rules: an unknown name is ENOENT, a bad value EINVAL; `net.ipv4.conf.<link>.<name>` exists for all, default and every link
+name. As in Linux, `conf.all` and the link are combined: the larger for rp_filter, either for route_localnet and
+accept_local. Settings that are stored without effect here say so in EFFECTLESS; netfilter reads its own (net.netfilter.*)
+from the same dict.
+"""
+
+from __future__ import annotations
+
+from podwire_core.netlink import NetlinkError
+
+PER_LINK = {"rp_filter": "0", "route_localnet": "0", "accept_local": "0", "forwarding": "0", "send_redirects": "0"}
+EFFECTLESS = (
+    "net.ipv4.conf.*.send_redirects",
+    "net.ipv4.conf.*.forwarding (ip_forward decides)",
+    "net.ipv6.conf.all.forwarding",
+    "net.bridge.bridge-nf-call-arptables",
+)
+DEFAULTS = {
+    "net.ipv4.ip_forward": "0",
+    "net.ipv4.icmp_ratelimit": "1000",
+    "net.ipv4.icmp_ratemask": "6168",
+    "net.ipv6.conf.all.forwarding": "0",
+    "net.bridge.bridge-nf-call-iptables": "1",
+    "net.bridge.bridge-nf-call-ip6tables": "1",
+    "net.bridge.bridge-nf-call-arptables": "1",
+} | {f"net.ipv4.conf.{scope}.{name}": value for scope in ("all", "default") for name, value in PER_LINK.items()}
+OWN_PREFIXES = ("net.netfilter.", "net.ipv4.vs.")  # names that netfilter knows the rest of
+
+
+class Settings:
+    """`values` is shared with netfilter."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, str] = dict(DEFAULTS)
+        self.forwarding = self.bridge_nf = False
+        self._strict: dict[tuple[str, str], int] = {}
+        self.reload()
+
+    def check(self, name: str, value: str) -> None:
+        if name not in self.values and not name.startswith(OWN_PREFIXES) and not self._per_link(name):
+            raise NetlinkError("ENOENT", f"no sysctl {name}")
+        if not value.lstrip("-").isdigit():
+            raise NetlinkError("EINVAL", f"sysctl {name}: not a number: {value!r}")
+
+    @staticmethod
+    def _per_link(name: str) -> bool:
+        parts = name.split(".")
+        return len(parts) >= 5 and parts[:3] == ["net", "ipv4", "conf"] and parts[-1] in PER_LINK
+
+    def reload(self) -> None:
+        """After a change of `values`."""
+        self.forwarding = self.values["net.ipv4.ip_forward"] != "0"
+        self.bridge_nf = self.values["net.bridge.bridge-nf-call-iptables"] != "0"
+        self._strict.clear()
+
+    def rp_filter(self, dev: str) -> int:
+        return self._combined(dev, "rp_filter")
+
+    def route_localnet(self, dev: str) -> bool:
+        return self._combined(dev, "route_localnet") != 0
+
+    def accept_local(self, dev: str) -> bool:
+        return self._combined(dev, "accept_local") != 0
+
+    def _combined(self, dev: str, name: str) -> int:
+        key = (dev, name)
+        found = self._strict.get(key)
+        if found is None:
+            conf = "net.ipv4.conf."
+            own = self.values.get(f"{conf}{dev}.{name}", self.values[f"{conf}default.{name}"])
+            found = self._strict[key] = max(int(self.values[f"{conf}all.{name}"]), int(own))
+        return found
