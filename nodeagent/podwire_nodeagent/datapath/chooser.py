@@ -23,7 +23,7 @@ class Chooser(Protocol):
 class RandomChooser:
     """The live chooser; a seeded `Random` makes a run repeatable."""
 
-    __slots__ = ("below", "_random")
+    __slots__ = ("_random", "below")
 
     def __init__(self, random: Random) -> None:
         self._random = random.random

@@ -7,8 +7,8 @@ The rules it keeps:
 - Addresses are bytes, 4 or 16 of them; nothing here knows text.
 - A `Packet` may be reused for the next frame: `parse` sets every field.
 
-Ports as in a Linux conntrack tuple: TCP, UDP, SCTP have ports; ICMP has `sport` = identifier (0 unless it is a query or an answer)
-and `dport` = type << 8 | code; other protocols and fragments have 0.
+Ports as in a Linux conntrack tuple: TCP, UDP, SCTP have ports; ICMP has `sport` = identifier (0 unless it is a query
+or an answer) and `dport` = type << 8 | code; other protocols and fragments have 0.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from struct import Struct
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from podwire_nodeagent.datapath.netfilter.connection import Connection
     from podwire_nodeagent.datapath.netfilter.chains import CompiledRule
+    from podwire_nodeagent.datapath.netfilter.connection import Connection
 
 VNET = 10  # length of the virtio_net_hdr that each frame begins with
 ETHERNET = 14
@@ -47,11 +47,12 @@ class Packet:
     """See the head of the file. `mark`, `ct`, `ctinfo`, `direction`, `in_link`, `out_link` belong to the stages, not to the wire.
 
     `volatile` is set when a decision about the packet was random or remembers something (`-m statistic` outside nat,
-    `-m recent`): such a packet must not be cached. `hits`, when it is a list, collects the rules that matched, so that a flow cache can credit their counters
-    (`Netfilter.credit`).
+    `-m recent`): such a packet must not be cached. `hits`, when it is a list, collects the rules that matched, so
+    that a flow cache can credit their counters (`Netfilter.credit`).
     """
 
     __slots__ = (
+        "ack",
         "buf",
         "ct",
         "ctinfo",
@@ -74,7 +75,6 @@ class Packet:
         "offset",
         "out_link",
         "proto",
-        "ack",
         "seq",
         "sport",
         "src",

@@ -1,16 +1,16 @@
 """Address and port translation of a packet in place, with the checksums kept right.
 
 Theory: one's complement sums are arithmetic modulo 65535, and 2^16 is 1 there. So the change of any run of aligned 16-bit words,
-read as one big number, is `(new - old) % 65535`, and RFC 1624's update of a checksum field is `~(~field + delta)`, carries folded.
-Three kinds of field are patched:
+read as one big number, is `(new - old) % 65535`, and RFC 1624's update of a checksum field is `~(~field + delta)`,
+carries folded. Three kinds of field are patched:
 
 - the IPv4 header checksum, by the delta of the addresses;
 - a finished transport checksum (TCP, UDP, ICMPv6), by the delta of addresses and ports; an absent UDP checksum (0) stays absent;
-- a partial one (virtio NEEDS_CSUM): the field holds the pseudo-header's sum itself, *not* complemented and without the ports, so it is
-  patched by the plain delta of the addresses alone.
+- a partial one (virtio NEEDS_CSUM): the field holds the pseudo-header's sum itself, *not* complemented and without
+  the ports, so it is patched by the plain delta of the addresses alone.
 
-SCTP has a CRC32c over its own header, computed anew when a port changes. Order to read: the sums, `Rewrite` (what a connection does to its
-packets, ready for a flow cache), `translate` (any packet, any field).
+SCTP has a CRC32c over its own header, computed anew when a port changes. Order to read: the sums, `Rewrite` (what a
+connection does to its packets, ready for a flow cache), `translate` (any packet, any field).
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class Rewrite:
     """What a connection does to every packet of one direction: new addresses and ports, and the checksum deltas.
 
     The deltas are plain numbers modulo 65535, so that a flow cache can add its own (the TTL's decrement is -0x100 on `ip_delta`).
-    `l4_delta` covers addresses and ports, `pseudo_delta` the addresses alone. For ICMP queries the ports are (identifier, type and code): only the
-    identifier is replaced.
+    `l4_delta` covers addresses and ports, `pseudo_delta` the addresses alone. For ICMP queries the ports are
+    (identifier, type and code): only the identifier is replaced.
     """
 
     __slots__ = ("addresses", "dport", "dst", "family", "ip_delta", "l4_delta", "ports", "proto", "pseudo_delta", "sport", "src")
@@ -85,7 +85,7 @@ class Rewrite:
         else:
             buf[l3 + 8 : l3 + 40] = self.addresses
         proto = self.proto
-        if proto == TCP or proto == UDP:
+        if proto in (TCP, UDP):
             at = l4 + (16 if proto == TCP else 6)
             buf[l4 : l4 + 4] = self.ports
             if buf[0] & 1 and VNET + (buf[6] | buf[7] << 8) == l4:
@@ -94,7 +94,7 @@ class Rewrite:
                 patch_sum(buf, at, self.l4_delta)
             elif buf[at] or buf[at + 1]:
                 _patch_udp(buf, at, self.l4_delta)
-        elif proto == ICMP or proto == ICMPV6:
+        elif proto in (ICMP, ICMPV6):
             buf[l4 + 4 : l4 + 6] = self.ports[:2]
             if proto == ICMPV6 and buf[0] & 1 and VNET + (buf[6] | buf[7] << 8) == l4:
                 patch_partial(buf, l4 + 2, self.pseudo_delta)
@@ -135,8 +135,9 @@ def translate(packet: Packet, src: bytes, dst: bytes, sport: int, dport: int) ->
 def translate_embedded(
     buf: Buffer, at: int, end: int, new: tuple[bytes, bytes, int, int], old: tuple[bytes, bytes, int, int], proto: int
 ) -> None:
-    """Rewrite the packet inside an ICMP error at `at` (it may be cut off after 8 bytes of its transport header): addresses, ports, its
-    header checksum, and its transport checksum where that is still inside. The error's own checksum is the caller's."""
+    """Rewrite the packet inside an ICMP error at `at` (it may be cut off after 8 bytes of its transport header):
+    addresses, ports, its header checksum, and its transport checksum where that is still inside. The error's own
+    checksum is the caller's."""
     size = 4 if buf[at] >> 4 == 4 else 16
     if size == 4:
         buf[at + 12 : at + 20] = new[0] + new[1]

@@ -1,10 +1,11 @@
 """One tracked connection, and the keys by which it is found.
 
-A key is one `bytes` value: source, destination, source port, destination port, protocol (13 bytes for IPv4, 37 for IPv6). The ICMP
-identifier stands for the source port, type and code for the destination port; a reply's key has the answering type.
+A key is one `bytes` value: source, destination, source port, destination port, protocol (13 bytes for IPv4, 37 for
+IPv6). The ICMP identifier stands for the source port, type and code for the destination port; a reply's key has the
+answering type.
 
-`epoch` is what a flow cache compares: it changes whenever a decision made earlier about this connection may be wrong (it got its first
-reply, it was closed, deleted or marked), and is -1 once the connection is dead.
+`epoch` is what a flow cache compares: it changes whenever a decision made earlier about this connection may be wrong
+(it got its first reply, it was closed, deleted or marked), and is -1 once the connection is dead.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from __future__ import annotations
 from struct import Struct
 from typing import Final
 
-from podwire_nodeagent.datapath.packet import ICMP, ICMPV6, TCP, Packet
+from podwire_nodeagent.datapath.packet import ESTABLISHED as CT_ESTABLISHED
+from podwire_nodeagent.datapath.packet import FIN, ICMP, ICMPV6, RST, SCTP, SYN, TCP, Packet
+from podwire_nodeagent.datapath.packet import NEW as CT_NEW
 from podwire_nodeagent.datapath.rewrite import Rewrite
 
 ORIGINAL: Final = 0
@@ -32,6 +35,10 @@ _TAIL = Struct(">HHB")
 _ANSWERS4 = {8: 0, 0: 8, 13: 14, 14: 13, 15: 16, 16: 15, 17: 18, 18: 17}
 _ANSWERS6 = {128: 129, 129: 128}
 
+NEVER: Final = float("inf")
+_SPECIAL: Final = FIN | SYN | RST
+_TCP_ESTABLISHED: Final = 3  # as in tcp.py, which imports this file
+
 Tuple = tuple[bytes, bytes, int, int]  # source, destination, source port, destination port
 
 
@@ -47,7 +54,7 @@ def invert(key: bytes) -> bytes:
     """The key of the answer to a packet with this key."""
     size = (len(key) - 5) >> 1
     proto = key[-1]
-    if proto == ICMP or proto == ICMPV6:
+    if proto in (ICMP, ICMPV6):
         kind = key[-3]
         answers = _ANSWERS4 if proto == ICMP else _ANSWERS6
         return key[size:-5] + key[:size] + key[-5:-3] + bytes((answers.get(kind, kind), key[-2], proto))
@@ -61,12 +68,14 @@ def split(key: bytes) -> Tuple:
 
 
 class Connection:
-    """See the head of the file. `keys[0]` is the original direction's key, `keys[1]` the reply's; they are each other's inverse unless
-    the connection is translated. `timeout` is what the next packet prolongs it by."""
+    """See the head of the file. `keys[0]` is the original direction's key, `keys[1]` the reply's; they are each
+    other's inverse unless the connection is translated. `timeout` is what the next packet prolongs it by."""
 
     __slots__ = (
+        "begun",
         "bytes_original",
         "bytes_reply",
+        "cause",
         "due",
         "epoch",
         "expires",
@@ -83,18 +92,20 @@ class Connection:
         "upgrade",
     )
 
-    def __init__(self, original: bytes, reply: bytes) -> None:
+    def __init__(self, original: bytes, reply: bytes, now: float) -> None:
+        self.begun = now
         self.original = original
         self.reply = reply
         self.status = 0
         self.state = 0  # of the protocol: tcp.py, protocols.py
         self.last = 0  # TCP: what its state machine remembers of the last packet
         self.mark = 0
-        self.expires = 0.0
+        self.expires = now
         self.timeout = 0.0
         self.due = 0  # the second in which the expiry looks at it
-        self.upgrade = _NEVER  # UDP: after this time a packet makes it a stream
+        self.upgrade = NEVER  # UDP: after this time a packet makes it a stream
         self.epoch = 0
+        self.cause: object = None  # the rule that translated its destination: it explains later packets in traces
         self.out_link = ""  # MASQUERADE: the link whose address was taken
         self.packets_original = self.packets_reply = self.bytes_original = self.bytes_reply = 0
 
@@ -114,8 +125,8 @@ class Connection:
         return Rewrite(self.original[-1], split(old), split(invert(other)))
 
     def touch(self, direction: int, length: int, now: float) -> bool:
-        """Account a packet that a flow cache forwards, and prolong the connection. False: this packet must walk (the connection has
-        expired, or this packet changes its state)."""
+        """Account a packet that a flow cache forwards, and prolong the connection. False: this packet must walk (the
+        connection has expired, or this packet changes its state)."""
         if now >= self.expires or now >= self.upgrade:
             return False
         self.expires = now + self.timeout
@@ -129,19 +140,10 @@ class Connection:
 
     def cacheable(self, packet: Packet) -> bool:
         """May the walk of this packet stand for the next ones of its direction (until `epoch` changes)?"""
-        return _cacheable(self, packet)
-
-
-_NEVER: Final = float("inf")
-_SPECIAL: Final = 1 | 2 | 4  # FIN, SYN, RST
-TCP_ESTABLISHED: Final = 3
-
-
-def _cacheable(connection: Connection, packet: Packet) -> bool:
-    if connection is not packet.ct or packet.volatile or packet.fragment or connection.epoch < 0:
-        return False
-    if not connection.status & CONFIRMED or packet.ctinfo not in (0, 2):
-        return False
-    if packet.proto == TCP:
-        return connection.state == TCP_ESTABLISHED and bool(connection.status & ASSURED) and not packet.flags & _SPECIAL
-    return packet.proto not in (132,)
+        if self is not packet.ct or packet.volatile or packet.fragment or self.epoch < 0:
+            return False
+        if not self.status & CONFIRMED or packet.ctinfo not in (CT_ESTABLISHED, CT_NEW):
+            return False
+        if packet.proto == TCP:
+            return self.state == _TCP_ESTABLISHED and bool(self.status & ASSURED) and not packet.flags & _SPECIAL
+        return packet.proto != SCTP

@@ -4,46 +4,56 @@
     INPUT        mangle, filter, nat (source), confirm          FORWARD  mangle, filter
     POSTROUTING  mangle, nat (source), confirm
 
-The nat table is asked once a connection and direction of translation; all later packets are translated by the conntrack entry.
+The nat table is asked once a connection and kind of translation; all later packets are translated by the conntrack
+entry. Given a list `steps`, a hook appends what it decided (`podwire_core.trace.Step`); the same code decides either way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Final
 
 from podwire_core.netfilter import Table
 from podwire_core.netlink import ChainsUpdate, ConntrackDel, ConntrackInfo, TableDump
-from podwire_core.trace import Step
-
 from podwire_nodeagent.datapath.chooser import Chooser
-from podwire_nodeagent.datapath.netfilter.chains import CompiledRule
-from podwire_nodeagent.datapath.netfilter.outcome import ACCEPT, Outcome
-from podwire_nodeagent.datapath.packet import Packet
+from podwire_nodeagent.datapath.netfilter import explain
+from podwire_nodeagent.datapath.netfilter.chains import (
+    ACCEPT_OP,
+    DNAT_OP,
+    DROP_OP,
+    MASQUERADE_OP,
+    REJECT_OP,
+    SNAT_OP,
+    CompiledRule,
+    Walk,
+    walk,
+)
+from podwire_nodeagent.datapath.netfilter.connection import CONFIRMED, DST_DONE, DST_NAT, DYING, SRC_DONE, SRC_NAT, Connection
+from podwire_nodeagent.datapath.netfilter.conntrack import Conntrack
+from podwire_nodeagent.datapath.netfilter.embedded import translate_error
+from podwire_nodeagent.datapath.netfilter.explain import Steps
+from podwire_nodeagent.datapath.netfilter.listing import connection_filter, connection_info
+from podwire_nodeagent.datapath.netfilter.matches import Context
+from podwire_nodeagent.datapath.netfilter.nat import Nat, manipulate
+from podwire_nodeagent.datapath.netfilter.outcome import ACCEPT, NO_SOURCE, REDIRECT, Outcome
+from podwire_nodeagent.datapath.netfilter.ruleset import Ruleset, Transaction
+from podwire_nodeagent.datapath.netfilter.timeouts import Timeouts
+from podwire_nodeagent.datapath.packet import ICMP, ICMPV6, RELATED, Packet
 
-Steps = list[Step] | None
-
-
-class Transaction:
-    """A change of tables in the making: nothing is visible before `commit`, and `commit` cannot fail. The methods raise
-    `NetlinkError` (EINVAL, ENOENT, ELOOP, EBUSY …); then the transaction is to be thrown away."""
-
-    def replace(self, tables: Iterable[Table]) -> None:
-        """TablesReplace: the whole content of these tables."""
-
-    def update(self, change: ChainsUpdate) -> None:
-        """ChainsUpdate: these chains, and counters of unchanged rules stay."""
-
-    def commit(self) -> None: ...
+_LIMITED_BROADCAST: Final = b"\xff\xff\xff\xff"
 
 
 class Netfilter:
     """Tables of both families, the connection table and the hooks.
 
-    - `sysctls`: the stack's own dict, names with dots ("net.netfilter.nf_conntrack_max"); after a change of it call `reconfigure()`.
+    - `sysctls`: the stack's own dict, names with dots ("net.netfilter.nf_conntrack_max"); after a change of it call
+      `reconfigure()`.
     - `local_address_test(address) -> bool`: is it one of the node's own (`--dst-type LOCAL`)?
     - `masquerade_source(out_link, address_family) -> bytes | None`: the primary address of a link.
+    - `broadcast_test(address)`: is it a broadcast address of a connected network? Without it only 255.255.255.255 is one.
     - `generation` is bumped by every committed transaction: cached walks of older generations are void.
-    - `counters`: "conntrack.*", "nat.*" events by name (drops are counted by the stack under `Outcome.reason`).
+    - `counters`: events by name ("nat.port_search" …); those of `conntrack -S` are in `conntrack.counters`. Drops
+      are counted by the stack under `Outcome.reason`.
     """
 
     def __init__(
@@ -52,72 +62,201 @@ class Netfilter:
         sysctls: Mapping[str, str],
         local_address_test: Callable[[bytes], bool],
         masquerade_source: Callable[[str, int], bytes | None],
+        broadcast_test: Callable[[bytes], bool] | None = None,
     ) -> None:
-        self.generation = 0
+        self._sysctls = sysctls
+        self._masquerade_source = masquerade_source
+        self._context = Context(chooser, local_address_test, broadcast_test or (lambda address: address == _LIMITED_BROADCAST))
         self.counters: dict[str, int] = {}
+        self.ruleset = Ruleset(self._context)
+        self.conntrack = Conntrack(Timeouts(sysctls))
+        self._nat = Nat(self.conntrack, chooser, self.counters)
 
     # --- settings and tables --------------------------------
 
+    @property
+    def generation(self) -> int:
+        return self.ruleset.generation
+
     def reconfigure(self) -> None:
         """Read the sysctls again (net.netfilter.nf_conntrack_*)."""
+        self.conntrack.timeouts = Timeouts(self._sysctls)
 
     def begin(self) -> Transaction:
-        return Transaction()
+        """Changes of tables that become visible together. `replace` and `update` of the transaction raise
+        `NetlinkError`; `commit` cannot fail."""
+        return self.ruleset.begin()
 
     def replace(self, tables: Iterable[Table]) -> None:
         """A transaction of its own."""
+        transaction = self.begin()
+        transaction.replace(tables)
+        transaction.commit()
 
     def update(self, change: ChainsUpdate) -> None:
         """A transaction of its own."""
+        transaction = self.begin()
+        transaction.update(change)
+        transaction.commit()
 
     def dump(self) -> list[TableDump]:
-        return []
+        return self.ruleset.dump()
 
     # --- hooks, in packet order --------------------------------
 
     def prerouting(self, packet: Packet, now: float, steps: Steps = None) -> Outcome:
         """Needs packet.in_link. Afterwards packet.ct, ctinfo, direction are set and the destination may be new."""
-        return ACCEPT
+        return self._arrive(packet, "PREROUTING", now, steps)
 
     def input(self, packet: Packet, now: float, steps: Steps = None) -> Outcome:
-        return ACCEPT
+        """For a packet that is for this node; it may be delivered after this, its connection is in the table."""
+        outcome = self._tables(packet, ("mangle", "filter"), "INPUT", now, steps)
+        if outcome is ACCEPT:
+            outcome = self._translate(packet, "INPUT", True, now, steps)
+        return self.conntrack.confirm(packet, now) if outcome is ACCEPT else outcome
 
     def forward(self, packet: Packet, now: float, steps: Steps = None) -> Outcome:
         """Needs packet.in_link and out_link."""
-        return ACCEPT
+        return self._tables(packet, ("mangle", "filter"), "FORWARD", now, steps)
 
     def output(self, packet: Packet, now: float, steps: Steps = None) -> Outcome:
         """A locally generated packet, already routed (out_link). Route again if dst or mark changed."""
-        return ACCEPT
+        outcome = self._arrive(packet, "OUTPUT", now, steps)
+        return self._tables(packet, ("filter",), "OUTPUT", now, steps) if outcome is ACCEPT else outcome
 
     def postrouting(self, packet: Packet, now: float, steps: Steps = None) -> Outcome:
         """Needs packet.out_link. The packet may leave after this; its connection is in the table."""
-        return ACCEPT
+        outcome = self._tables(packet, ("mangle",), "POSTROUTING", now, steps)
+        if outcome is ACCEPT:
+            outcome = self._translate(packet, "POSTROUTING", True, now, steps)
+        return self.conntrack.confirm(packet, now) if outcome is ACCEPT else outcome
 
     def attach(self, answer: Packet, cause: Packet) -> None:
         """An ICMP error or RST that the stack makes because of `cause` belongs to its connection (nf_ct_attach). Call it before
-        `output(answer)`, which then translates it, so that it reaches the sender as if the sender's own address had answered."""
+        `output(answer)`, which then translates it, so that it reaches the sender as if the address that it had
+        called answered."""
+        if cause.ct is not None:
+            answer.ct, answer.ctinfo, answer.direction = cause.ct, RELATED, 1 - cause.direction
+
+    def _arrive(self, packet: Packet, hook: str, now: float, steps: Steps) -> Outcome:
+        outcome = self._tables(packet, ("raw",), hook, now, steps)
+        if outcome is ACCEPT:
+            outcome = self.conntrack.track(packet, now)
+            if steps is not None:
+                steps.append(explain.tracked(packet, outcome))
+        if outcome is ACCEPT:
+            outcome = self._tables(packet, ("mangle",), hook, now, steps)
+        return self._translate(packet, hook, False, now, steps) if outcome is ACCEPT else outcome
+
+    # --- tables --------------------------------
+
+    def _tables(self, packet: Packet, tables: tuple[str, ...], hook: str, now: float, steps: Steps) -> Outcome:
+        self._context.now = now
+        for table in tables:
+            chain = self.ruleset.hook(table, packet.family, hook)
+            if chain is None:
+                continue
+            record = Walk() if steps is not None else None
+            mark = packet.mark
+            rule = walk(chain, packet, packet.hits, record)
+            if record is not None and steps is not None:
+                steps.append(explain.walked(table, hook, rule, record, packet, mark))
+            if rule.operation == DROP_OP:
+                return Outcome("drop", f"netfilter.{table}.{hook}")
+            if rule.operation == REJECT_OP:
+                return Outcome("reject", f"netfilter.{table}.{hook}", rule.argument)
+        return ACCEPT
+
+    # --- translation --------------------------------
+
+    def _translate(self, packet: Packet, hook: str, source: bool, now: float, steps: Steps) -> Outcome:
+        """The nat table for a connection that it has not been asked about, then the connection's translation of the packet."""
+        connection = packet.ct
+        if connection is None:
+            return ACCEPT
+        if packet.ctinfo == RELATED and packet.proto in (ICMP, ICMPV6):
+            return self._translate_error(packet, connection, hook, source, steps)
+        if not connection.status & (SRC_DONE if source else DST_DONE):
+            if not connection.status & (CONFIRMED | DYING) and not packet.direction:
+                outcome = self._ask(packet, connection, hook, source, now, steps)
+                if outcome is not ACCEPT:
+                    return outcome
+        elif source and connection.out_link and not packet.direction and packet.out_link != connection.out_link:
+            self.conntrack.kill(connection)  # masqueraded as a link that it no longer leaves by
+            return NO_SOURCE
+        before = (packet.src, packet.dst, packet.sport, packet.dport)
+        if manipulate(packet, connection, source) and steps is not None:
+            steps.append(explain.translated(hook, source, packet, before))
+        return ACCEPT
+
+    def _ask(self, packet: Packet, connection: Connection, hook: str, source: bool, now: float, steps: Steps) -> Outcome:
+        chain = self.ruleset.hook("nat", packet.family, hook)
+        operation, rule = ACCEPT_OP, None
+        if chain is not None:
+            self._context.now = now
+            record = Walk() if steps is not None else None
+            mark = packet.mark
+            rule = walk(chain, packet, None, record)
+            operation = rule.operation
+            if record is not None and steps is not None:
+                steps.append(explain.walked("nat", hook, rule, record, packet, mark))
+        if operation == DNAT_OP and rule is not None and not source:
+            self._nat.destination(connection, *rule.argument)
+            connection.cause = rule
+        elif operation == SNAT_OP and rule is not None:
+            address, port = rule.argument
+            self._nat.source(connection, address, port, False, now)
+        elif operation == MASQUERADE_OP and rule is not None:
+            own = self._masquerade_source(packet.out_link, packet.family)
+            if own is None:
+                return NO_SOURCE
+            connection.out_link = packet.out_link
+            self._nat.source(connection, own, 0, rule.argument, now)
+        elif source:
+            self._nat.source(connection, b"", 0, False, now)
+        else:
+            connection.status |= DST_DONE
+        return ACCEPT
+
+    def _translate_error(self, packet: Packet, connection: Connection, hook: str, source: bool, steps: Steps) -> Outcome:
+        bit = SRC_NAT if source != bool(packet.direction) else DST_NAT
+        if packet.family == 4 and packet.dport >> 8 == 5 and connection.translated:
+            return REDIRECT
+        if connection.status & bit:
+            before = (packet.src, packet.dst, packet.sport, packet.dport)
+            translate_error(packet, connection, source)
+            if steps is not None:
+                steps.append(explain.translated(hook, source, packet, before))
+        return ACCEPT
 
     # --- flow cache --------------------------------
 
     def cacheable(self, packet: Packet) -> bool:
-        """After the last hook: may the walk of this packet stand for the next ones of its direction? Remember `generation`, `packet.ct`, its
-        `epoch`, `ct.rewrite(packet.direction)`; a cached packet is good while both numbers are the same, it has no SYN, FIN, RST (TCP), and
-        `ct.touch(direction, length, now)` says True."""
-        return False
+        """After the last hook: may the walk of this packet stand for the next ones of its direction? Remember
+        `generation`, `packet.ct`, its `epoch`, `ct.rewrite(packet.direction)`; a cached packet is good while both
+        numbers are the same, it has no SYN, FIN, RST (TCP), and `ct.touch(direction, length, now)` says True."""
+        return packet.ct is not None and packet.ct.cacheable(packet)
 
     def credit(self, hits: Iterable[CompiledRule], packets: int, size: int) -> None:
-        """Count packets that a flow cache forwarded for the rules that the walk had matched (`packet.hits`, a list given before the
-        first hook)."""
+        """Count packets that a flow cache forwarded for the rules that the walk had matched (`packet.hits`, a list
+        given before the first hook)."""
+        for rule in hits:
+            rule.packets += packets
+            rule.bytes += size
 
     # --- conntrack --------------------------------
 
     def expire(self, now: float, budget: int = 1000) -> int:
         """Look at up to `budget` connections whose time may have come; how many were deleted."""
-        return 0
+        return self.conntrack.expire(now, budget)
 
     def dump_conntrack(self, now: float) -> list[ConntrackInfo]:
-        return []
+        return [connection_info(connection, now) for connection in self.conntrack.connections(now)]
 
-    def delete_conntrack(self, which: ConntrackDel) -> int:
-        return 0
+    def delete_conntrack(self, which: ConntrackDel, now: float) -> int:
+        """`conntrack -D`: how many were deleted. NetlinkError if the filter cannot be read."""
+        wanted = connection_filter(which)
+        chosen = [connection for connection in self.conntrack.connections(now) if wanted(connection)]
+        for connection in chosen:
+            self.conntrack.kill(connection)
+        return len(chosen)

@@ -6,8 +6,8 @@ from typing import Final, NamedTuple
 
 
 class Outcome(NamedTuple):
-    """`action`: accept, drop, reject. `reason` is the name of the drop's counter ("netfilter.filter.FORWARD", "conntrack.full" …);
-    `reject_with` as in `-j REJECT --reject-with` ("icmp-port-unreachable", "tcp-reset" …)."""
+    """`action`: accept, drop, reject. `reason` is the name of the drop's counter ("netfilter.filter.FORWARD",
+    "conntrack.full" …); `reject_with` as in `-j REJECT --reject-with` ("icmp-port-unreachable", "tcp-reset" …)."""
 
     action: str
     reason: str = ""
