@@ -7,7 +7,6 @@ anew. Errors of the process (a port that is taken) are `StandinError` with its o
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -20,6 +19,7 @@ import trio
 from podwire_nodeagent.standin.answers import Identity
 
 START_SECONDS = 10.0
+RETRIES, RETRY_SECONDS = 20, 0.05
 
 
 class StandinError(Exception):
@@ -35,6 +35,12 @@ class StandinClient:
         self._lock = trio.Lock()
         self._buffer = b""
         self._seen = False
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Of the process that this client started, 0 if it found one."""
+        return self._process.pid if self._process is not None else 0
 
     async def start(self, sandbox: str, netns: str, ports: Sequence[tuple[str, int]], identity: Identity) -> None:
         """Listen on these (protocol, port) inside the namespace; replaces what this sandbox had. Raises StandinError."""
@@ -52,14 +58,20 @@ class StandinClient:
 
     async def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         async with self._lock:
-            try:
-                reply = await self._exchange(request)
-            except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, EOFError):
-                self._stream = None
-                reply = await self._exchange(request)
+            reply = await self._exchange_or_retry(request)
         if "error" in reply:
             raise StandinError(reply["error"])
         return reply
+
+    async def _exchange_or_retry(self, request: dict[str, Any]) -> dict[str, Any]:
+        """A process that has just been killed may still accept a connection, so one more try is not always enough."""
+        for _ in range(RETRIES):
+            try:
+                return await self._exchange(request)
+            except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, EOFError):
+                self._stream = None
+                await trio.sleep(RETRY_SECONDS)
+        raise StandinError(f"the stand-in process at {self._path} does not answer")
 
     async def _exchange(self, request: dict[str, Any]) -> dict[str, Any]:
         if self._stream is None:
@@ -95,13 +107,16 @@ class StandinClient:
         return trio.SocketStream(sock)
 
     async def _spawn(self) -> None:
+        if self._process is not None:
+            self._process.wait()  # the one before has ended; not to leave a zombie
         command = [sys.executable, "-m", "podwire_nodeagent.standin", "--socket", self._path]
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._log, start_new_session=True, env=os.environ
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._log, start_new_session=True
         )
         assert process.stdout is not None
         with trio.move_on_after(START_SECONDS):
             line = await trio.to_thread.run_sync(process.stdout.readline, abandon_on_cancel=True)
             if line.strip() == b"ready":
+                self._process = process
                 return
         raise StandinError(f"the stand-in process did not start: {' '.join(command)}")
