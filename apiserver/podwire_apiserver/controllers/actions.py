@@ -2,7 +2,9 @@
 
 Rules they keep: an action is complete (nothing has to be looked up to perform it) and refers to what the controller saw, so
 that a write against a newer object is refused (409) and the controller, woken by the newer object, decides again.
-Order does matter: actions of one reconcile are performed in order, and the first one that is refused ends the rest.
+Order does matter: actions of one reconcile are performed in order, and the first one that is refused ends the rest. A
+reconcile may write an object more than once (its spec, then its status): its own earlier write is no conflict, so whoever
+performs them compares with the resourceVersion that this write gave.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from msgspec import Struct
 from podwire_core.objects import Json
 
 
-class Action(Struct, frozen=True, tag=True):
+class Action(Struct, frozen=True):
     """Base of all actions."""
 
 

@@ -27,7 +27,9 @@ class Controller(Protocol):
     """`kinds`: of which kinds changes are of interest ("*": all). `wakes` must be cheap; `reconcile` is pure."""
 
     name: str
-    kinds: Collection[str]
+
+    @property
+    def kinds(self) -> Collection[str]: ...
 
     def wakes(self, view: View, change: Change) -> Iterable[str]:
         """The keys that this change concerns; the View has the change already."""

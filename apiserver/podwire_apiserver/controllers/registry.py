@@ -1,11 +1,49 @@
-"""All controllers, in one place and one order."""
+"""All controllers, in one place and one order: what makes pods, what places them, what follows them."""
 
 from __future__ import annotations
 
 from podwire_core.constants import POD_CIDR
 
+from .crd import CrdController
+from .daemonset import DaemonSetController
+from .deployment import DeploymentController
+from .endpointslice import EndpointSliceController
 from .engine import Controller
+from .garbage import GarbageCollector
+from .job import JobController
+from .mirroring import EndpointsController, MirroringController
+from .namespaces import NamespaceController, ServiceAccountController
+from .nodes import NodeIpamController, NodeLifecycleController, PodGarbageController, TaintEvictionController
+from .replicaset import ReplicaSetController
+from .scheduler import Scheduler
+from .statefulset import StatefulSetController
+
+
+def workload_controllers(cluster_cidr: str = POD_CIDR, node_mask: int = 24) -> list[Controller]:
+    """Those that fill in what is missing and take nothing away: all that `settle` needs."""
+    return [
+        CrdController(),
+        ServiceAccountController(),
+        NodeIpamController(cluster_cidr, node_mask),
+        DeploymentController(),
+        ReplicaSetController("ReplicaSet"),
+        ReplicaSetController("ReplicationController"),
+        StatefulSetController(),
+        DaemonSetController(),
+        JobController(),
+        Scheduler(),
+        EndpointSliceController(),
+        EndpointsController(),
+        MirroringController(),
+    ]
 
 
 def all_controllers(cluster_cidr: str = POD_CIDR, node_mask: int = 24) -> list[Controller]:
-    return []
+    return [
+        *workload_controllers(cluster_cidr, node_mask),
+        NodeLifecycleController(),
+        TaintEvictionController(),
+        PodGarbageController(),
+        NamespaceController(),
+        GarbageCollector(),
+    ]

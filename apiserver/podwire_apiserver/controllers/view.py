@@ -66,6 +66,12 @@ def _by_node(obj: Json) -> Iterable[Hashable]:
     return ((obj.get("spec") or {}).get("nodeName") or "",)
 
 
+def _by_repulsion(obj: Json) -> Iterable[Hashable]:
+    """Pods with a required anti-affinity, which newcomers have to respect."""
+    anti = ((obj.get("spec") or {}).get("affinity") or {}).get("podAntiAffinity") or {}
+    return (True,) if anti.get("requiredDuringSchedulingIgnoredDuringExecution") and counts(obj) else ()
+
+
 def _by_service(obj: Json) -> Iterable[Hashable]:
     service = labels_of(obj).get("kubernetes.io/service-name")
     return (f"{namespace_of(obj)}/{service}",) if service else ()
@@ -79,7 +85,7 @@ def _by_selector(obj: Json) -> Iterable[Hashable]:
 
 _EVERY: tuple[tuple[str, Callable[[Json], Iterable[Hashable]]], ...] = (("namespace", _by_namespace), ("owner", _by_owner))
 _INDEXES: dict[str, tuple[tuple[str, Callable[[Json], Iterable[Hashable]]], ...]] = {
-    "Pod": (*_EVERY, ("label", _by_label), ("node", _by_node)),
+    "Pod": (*_EVERY, ("label", _by_label), ("node", _by_node), ("repelling", _by_repulsion)),
     "Service": (*_EVERY, ("selector", _by_selector)),
     "EndpointSlice": (*_EVERY, ("service", _by_service)),
 }
@@ -175,6 +181,10 @@ class View:
         wanted = (selector or {}).get("matchLabels")
         pods = self.pods_matching(namespace, wanted) if wanted else self.in_namespace("Pod", namespace)
         return [pod for pod in pods if matches(selector, labels_of(pod))]
+
+    def repelling(self) -> list[Json]:
+        """Bound pods with a required anti-affinity."""
+        return self._found("Pod", "repelling", True)
 
     def services_selecting(self, pod: Json) -> list[Json]:
         namespace, labels = namespace_of(pod), labels_of(pod)

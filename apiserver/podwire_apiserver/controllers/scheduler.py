@@ -1,0 +1,118 @@
+"""The scheduler: a node for every pod that has none.
+
+Rules it keeps: a node that is given stays; the first of the nodes that fit in the order of `score` is taken, so equal views
+give equal placements; a pod that fits nowhere says why in kube-scheduler's words (condition PodScheduled, event
+FailedScheduling, written when the reasons change) and is tried again when a node or another pod changes. Nothing is preempted.
+
+Order to read: wakes, reconcile, score; why a node does not fit is in fit.py and spread.py.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from podwire_core.objects import Json
+
+from .actions import AnyAction, Bind, Event, UpdateStatus
+from .common import condition_of, deleting, finished, uid_of, with_condition
+from .fit import preference, reason_against
+from .spread import Neighbours
+from .usage import owner_of
+from .view import Change, View, labels_of
+
+NAME = "default-scheduler"
+
+
+def pending(pod: Json) -> bool:
+    gated = bool(pod["spec"].get("schedulingGates"))
+    ours = pod["spec"].get("schedulerName") in (None, "", NAME)
+    return not pod["spec"].get("nodeName") and not deleting(pod) and not finished(pod) and ours and not gated
+
+
+class Scheduler:
+    name = NAME
+    kinds = ("Pod", "Node")
+
+    def wakes(self, view: View, change: Change) -> Iterable[str]:
+        if change.kind == "Pod":
+            return self._woken_by_pod(view, change)
+        if change.old is not None and change.new is not None and _room(change.old) == _room(change.new):
+            return ()
+        return self._waiting(view)
+
+    def _woken_by_pod(self, view: View, change: Change) -> Iterable[str]:
+        old, new = change.old, change.new
+        if new is not None and pending(new):
+            same = old is not None and pending(old) and old["spec"] == new["spec"]
+            return () if same else [change.key]
+        freed = old is not None and bool(old["spec"].get("nodeName")) and not finished(old) and (new is None or finished(new))
+        placed = new is not None and bool(new["spec"].get("nodeName")) and (old is None or not old["spec"].get("nodeName"))
+        if freed:
+            return self._waiting(view)
+        return [key for key in self._waiting(view) if _looks_at_pods(view, key)] if placed else ()
+
+    def _waiting(self, view: View) -> list[str]:
+        """Pods that were tried and have no node."""
+        found = (f"{pod['metadata']['namespace']}/{pod['metadata']['name']}" for pod in view.pods_on("") if pending(pod))
+        return list(found)
+
+    def reconcile(self, view: View, key: str, now: float) -> Sequence[AnyAction]:
+        pod = view.get("Pod", key)
+        if pod is None or not pending(pod):
+            return ()
+        nodes = [node for _, node in sorted(view.all("Node").items()) if not deleting(node)]
+        neighbours = Neighbours(view, pod, nodes)
+        reasons: Counter[str] = Counter()
+        fitting = []
+        for node in nodes:
+            usage = view.usage(node["metadata"]["name"])
+            reason = reason_against(pod, node, usage) or neighbours.reason_against(node)
+            if reason is None:
+                fitting.append(node)
+            else:
+                reasons[reason] += 1
+        if not fitting:
+            return _failed(pod, why_not(len(nodes), reasons), now)
+        best = min(fitting, key=lambda node: score(view, pod, node, neighbours))
+        name = best["metadata"]["name"]
+        note = f"Successfully assigned {key} to {name}"
+        return [Bind(key, uid_of(pod), name), Event(pod, "Normal", "Scheduled", note, NAME)]
+
+
+def score(view: View, pod: Json, node: Json, neighbours: Neighbours) -> tuple[object, ...]:
+    """Smallest first: what the pod prefers, few of the same owner, few pods, the name."""
+    usage = view.usage(node["metadata"]["name"])
+    owner = owner_of(pod)
+    soft = sum(taint.get("effect") == "PreferNoSchedule" for taint in (node.get("spec") or {}).get("taints") or ())
+    wish = preference(pod["spec"], node) + neighbours.preference(node)
+    siblings = usage.owners[owner] if owner else 0
+    return soft, -wish, siblings, usage.pods, node["metadata"]["name"]
+
+
+def why_not(nodes: int, reasons: Counter[str]) -> str:
+    if not nodes:
+        return "no nodes available to schedule pods"
+    listed = ", ".join(sorted(f"{count} {reason}" for reason, count in reasons.items()))
+    return f"0/{nodes} nodes are available: {listed}."
+
+
+def _failed(pod: Json, message: str, now: float) -> list[AnyAction]:
+    before = condition_of(pod, "PodScheduled") or {}
+    if before.get("message") == message and before.get("status") == "False":
+        return []
+    status = pod.get("status") or {}
+    conditions = with_condition(status.get("conditions"), "PodScheduled", "False", "Unschedulable", message, now)
+    update = UpdateStatus({**pod, "status": {"phase": "Pending", **status, "conditions": conditions}})
+    return [update, Event(pod, "Warning", "FailedScheduling", message, NAME)]
+
+
+def _room(node: Json) -> object:
+    spec, status = node.get("spec") or {}, node.get("status") or {}
+    return labels_of(node), spec.get("taints"), spec.get("unschedulable"), status.get("allocatable"), deleting(node)
+
+
+def _looks_at_pods(view: View, key: str) -> bool:
+    pod = view.get("Pod", key)
+    affinity = (pod or {"spec": {}})["spec"].get("affinity") or {}
+    return bool(affinity.get("podAffinity") or affinity.get("podAntiAffinity"))
