@@ -7,6 +7,8 @@ print.
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import click
 import msgspec
 from msgspec import Struct
@@ -63,6 +65,8 @@ def flows(
     """List connections as the nodes' conntrack tables see them, joined."""
     from podwire.cli.trace import names_of
 
+    names = names_of(session)
+    homes = {address: owner.rpartition(" ")[2] for address, owner in names.items()}  # "pod ns/name on node1", "node node1"
     wanted = set()
     if pod:
         wanted.add(session.pod(pod, namespace).get("status", {}).get("podIP"))
@@ -70,7 +74,7 @@ def flows(
         wanted.add(session.get(session.ref(service, namespace, "Service"))["spec"].get("clusterIP"))
     found = [
         flow
-        for flow in join(read_tables(session))
+        for flow in join(read_tables(session), homes)
         if (not wanted or wanted & {flow.source, flow.destination, flow.backend})
         and (node_name is None or node_name in flow.nodes)
         and (proto is None or proto == flow.proto)
@@ -80,7 +84,7 @@ def flows(
     if output == "json":
         print_json(found)
     else:
-        click.echo(text_of(found, names_of(session)))
+        click.echo(text_of(found, names))
 
 
 def read_tables(session: Session) -> dict[str, list[ConntrackInfo]]:
@@ -101,26 +105,46 @@ def read_tables(session: Session) -> dict[str, list[ConntrackInfo]]:
 # --- joining --------------------------------
 
 
-def join(tables: dict[str, list[ConntrackInfo]]) -> list[Flow]:
-    """Flows in the order of their clients."""
-    entries = [(node, entry) for node, table in tables.items() for entry in table]
-    inner = {_as_sent(entry.proto, entry.reply): (node, entry) for node, entry in entries}  # by what leaves the node
-    continued: set[int] = set()
+def join(tables: dict[str, list[ConntrackInfo]], node_of: dict[str, str] | None = None) -> list[Flow]:
+    """Flows in the order of their clients. `node_of`: on which node an address is, which says where a flow that nobody
+    translated began."""
+    homes = node_of or {}
+    senders: dict[Sockets, list[tuple[str, ConntrackInfo]]] = defaultdict(list)
+    for node, table in tables.items():
+        for entry in table:
+            senders[_as_sent(entry.proto, entry.reply)].append((node, entry))
     following: dict[int, tuple[str, ConntrackInfo]] = {}
-    for node, entry in entries:
-        before = inner.get(_sockets(entry.proto, entry.original))
-        if before is not None and before[1] is not entry and before[0] != node:
-            following[id(before[1])] = (node, entry)
-            continued.add(id(entry))
+    continued: set[int] = set()
+    for node, table in tables.items():
+        for entry in table:
+            before = _before(node, entry, senders, homes)
+            if before is not None and id(before) not in following:
+                following[id(before)] = (node, entry)
+                continued.add(id(entry))
     result = []
-    for node, entry in entries:
-        if id(entry) in continued:
-            continue
-        chain = [(node, entry)]
-        while (after := following.get(id(chain[-1][1]))) is not None and len(chain) < len(tables) + 1:
-            chain.append(after)
-        result.append(_flow(chain))
+    for node, table in tables.items():
+        for entry in table:
+            if id(entry) not in continued:
+                chain = [(node, entry)]
+                while (after := following.get(id(chain[-1][1]))) is not None:
+                    chain.append(after)
+                result.append(_flow(chain))
     return sorted(result, key=lambda flow: (flow.source, flow.destination, flow.destination_port, flow.source_port))
+
+
+def _before(
+    node: str, entry: ConntrackInfo, senders: dict[Sockets, list[tuple[str, ConntrackInfo]]], homes: dict[str, str]
+) -> ConntrackInfo | None:
+    """The entry of another node that sends what this entry received."""
+    received = _sockets(entry.proto, entry.original)
+    for other, sender in senders.get(received, []):
+        if other == node:
+            continue
+        translated = _sockets(sender.proto, sender.original) != received
+        home = homes.get(entry.original.src, "")
+        if translated or (other != home, other) < (node != home, node):  # no cycles: untranslated, the client's node is first
+            return sender
+    return None
 
 
 def _flow(chain: list[tuple[str, ConntrackInfo]]) -> Flow:

@@ -94,7 +94,7 @@ def some(items: Sequence[str], at_most: int = 3) -> str:
 
 def condition(obj: Json, kind: str) -> Json:
     """The condition of that type, or {}."""
-    for found in obj.get("status", {}).get("conditions") or []:
+    for found in (obj.get("status") or {}).get("conditions") or []:
         if found.get("type") == kind:
             return dict(found)
     return {}
@@ -104,13 +104,13 @@ def condition(obj: Json, kind: str) -> Json:
 
 
 def pod_ready(pod: Json) -> str:
-    statuses = pod.get("status", {}).get("containerStatuses") or []
+    statuses = (pod.get("status") or {}).get("containerStatuses") or []
     ready = sum(1 for status in statuses if status.get("ready") and "running" in (status.get("state") or {}))
-    return f"{ready}/{len(pod.get('spec', {}).get('containers') or [])}"
+    return f"{ready}/{len((pod.get('spec') or {}).get('containers') or [])}"
 
 
 def pod_restarts(pod: Json, now: float) -> str:
-    status = pod.get("status", {})
+    status = pod.get("status") or {}
     statuses = status.get("containerStatuses") or status.get("initContainerStatuses") or []
     count = sum(each.get("restartCount", 0) for each in statuses)
     ends = [timestamp((each.get("lastState") or {}).get("terminated", {}).get("finishedAt")) for each in statuses]
@@ -120,10 +120,10 @@ def pod_restarts(pod: Json, now: float) -> str:
 
 def pod_status(pod: Json) -> str:
     """The STATUS column: what kubectl makes of phase, reasons and container states."""
-    status = pod.get("status", {})
+    status = pod.get("status") or {}
     phase = status.get("phase", "Pending")
     text = _init_status(pod) or _containers_status(status, status.get("reason") or phase, bool(_is(pod, "Ready")))
-    if pod.get("metadata", {}).get("deletionTimestamp") and phase not in ("Succeeded", "Failed"):
+    if (pod.get("metadata") or {}).get("deletionTimestamp") and phase not in ("Succeeded", "Failed"):
         return "Unknown" if status.get("reason") == "NodeLost" else "Terminating"
     return text
 
@@ -134,8 +134,8 @@ def _is(obj: Json, kind: str) -> bool:
 
 def _init_status(pod: Json) -> str:
     """ "Init:1/2" and the like while an init container is not done, else ""."""
-    statuses = pod.get("status", {}).get("initContainerStatuses") or []
-    total = len(pod.get("spec", {}).get("initContainers") or [])
+    statuses = (pod.get("status") or {}).get("initContainerStatuses") or []
+    total = len((pod.get("spec") or {}).get("initContainers") or [])
     for index, each in enumerate(statuses):
         state = each.get("state") or {}
         terminated, waiting = state.get("terminated"), state.get("waiting") or {}
@@ -180,14 +180,14 @@ def service_ports(service: Json) -> str:
         node_port = f":{port['nodePort']}" if port.get("nodePort") else ""
         return f"{port.get('port')}{node_port}/{port.get('protocol', 'TCP')}"
 
-    return ",".join(one(port) for port in service.get("spec", {}).get("ports") or []) or NONE
+    return ",".join(one(port) for port in (service.get("spec") or {}).get("ports") or []) or NONE
 
 
 def service_external(service: Json) -> str:
-    spec = service.get("spec", {})
+    spec = service.get("spec") or {}
     if spec.get("type") == "ExternalName":
         return str(spec.get("externalName", NONE))
-    ingress = service.get("status", {}).get("loadBalancer", {}).get("ingress") or []
+    ingress = (service.get("status") or {}).get("loadBalancer", {}).get("ingress") or []
     addresses = [each.get("ip") or each.get("hostname", "") for each in ingress] + (spec.get("externalIPs") or [])
     if addresses:
         return ",".join(addresses)
@@ -213,15 +213,15 @@ def slice_addresses(obj: Json) -> list[str]:
 
 def node_status(node: Json) -> str:
     text = "Ready" if _is(node, "Ready") else "NotReady"
-    return text + (",SchedulingDisabled" if node.get("spec", {}).get("unschedulable") else "")
+    return text + (",SchedulingDisabled" if (node.get("spec") or {}).get("unschedulable") else "")
 
 
 def node_roles(node: Json) -> str:
     prefix = "node-role.kubernetes.io/"
-    found = [key.removeprefix(prefix) for key in node.get("metadata", {}).get("labels") or {} if key.startswith(prefix)]
+    found = [key.removeprefix(prefix) for key in (node.get("metadata") or {}).get("labels") or {} if key.startswith(prefix)]
     return ",".join(sorted(found)) or NONE
 
 
 def node_address(node: Json, kind: str) -> str:
-    addresses = node.get("status", {}).get("addresses") or []
+    addresses = (node.get("status") or {}).get("addresses") or []
     return next((str(each["address"]) for each in addresses if each.get("type") == kind), NONE)
