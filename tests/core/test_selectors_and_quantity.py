@@ -1,6 +1,7 @@
 """Selectors and quantities against what Kubernetes' documentation says of them."""
 
 import pytest
+
 from podwire_core import quantity, selectors
 
 

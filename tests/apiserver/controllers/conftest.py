@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from podwire_apiserver.controllers import all_controllers
 from podwire_apiserver.controllers.common import deleting, finished, ready, timestamp, with_condition
 from podwire_apiserver.controllers.memory import Memory

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from podwire_apiserver.controllers import rollout
 from podwire_apiserver.controllers.common import condition_of, deleting, finished, ready
 from podwire_apiserver.controllers.deployment import revision_of
