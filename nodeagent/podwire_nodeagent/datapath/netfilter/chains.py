@@ -113,71 +113,75 @@ def walk(chain: CompiledChain, packet: Packet, hits: list[CompiledRule] | None, 
     if record:
         record.chains.append(chain.name)
     while True:
-        start = at
-        rule, at = _next(body, at, packet)
-        evaluated += at - start
-        if rule is None:
-            operation = RETURN
+        start, found = at, None
+        if body.column:
+            found, at = _scan(body, at, packet)
         else:
-            rule.packets += 1
-            rule.bytes += size
-            if hits is not None:
-                hits.append(rule)
-            if record and rule.source.origin:
-                record.origin = rule.source.origin
-            operation = rule.operation
-            if operation >= ACCEPT_OP:
-                break
-        if operation == RETURN:
+            rules = body.rules
+            end = len(rules)
+            while at < end:
+                rule = rules[at]
+                at += 1
+                for test in rule.tests:
+                    if not test(packet):
+                        break
+                else:
+                    found = rule
+                    break
+        evaluated += at - start
+        if found is None:
             if not returns:
-                assert policy is not None
-                rule = policy
-                rule.packets += 1
-                rule.bytes += size
-                if hits is not None:
-                    hits.append(rule)
                 break
             body, at = returns.pop()
-        elif rule is None or operation == NOTHING:
             continue
-        elif operation == SET_MARK:
-            keep, value = rule.argument
-            packet.mark = packet.mark & keep ^ value
-        else:
+        found.packets += 1
+        found.bytes += size
+        if hits is not None:
+            hits.append(found)
+        if record and found.source.origin:
+            record.origin = found.source.origin
+        operation = found.operation
+        if operation >= ACCEPT_OP:
+            if record:
+                record.evaluated = evaluated
+            return found
+        if operation == JUMP or operation == GOTO:  # noqa: SIM109 (hot)
             if operation == JUMP:
                 returns.append((body, at))
-            body, at = rule.argument.body, 0
+            body, at = found.argument.body, 0
             if record:
-                record.chains.append(rule.argument.name)
+                record.chains.append(found.argument.name)
+        elif operation == SET_MARK:
+            keep, value = found.argument
+            packet.mark = packet.mark & keep ^ value
+        elif operation == RETURN:
+            if not returns:
+                break
+            body, at = returns.pop()
+    assert policy is not None, "only built-in chains are walked"
+    policy.packets += 1
+    policy.bytes += size
+    if hits is not None:
+        hits.append(policy)
     if record:
         record.evaluated = evaluated
-    return rule
+    return policy
 
 
-def _next(body: Body, at: int, packet: Packet) -> tuple[CompiledRule | None, int]:
-    """The next rule from `at` on whose conditions hold, and the place after it."""
-    rules = body.rules
-    if body.column:
-        keys, end = body.keys, len(rules)
-        value: Any = packet.dst if body.column == DESTINATION else packet.proto << 16 | packet.dport
-        while at < end:
-            try:
-                at = keys.index(value, at)
-            except ValueError:
-                return None, end
-            rule = rules[at]
-            at += 1
-            for test in rule.tests:
-                if not test(packet):
-                    break
-            else:
-                return rule, at
-        return None, end
-    for rule in rules[at:] if at else rules:
+def _scan(body: Body, at: int, packet: Packet) -> tuple[CompiledRule | None, int]:
+    """In a chain with a column: the next rule from `at` on whose conditions hold, and the place after it."""
+    rules, keys, end = body.rules, body.keys, len(body.rules)
+    value: Any = packet.dst if body.column == DESTINATION else packet.proto << 16 | packet.dport
+    while at < end:
+        try:
+            at = keys.index(value, at)
+        except ValueError:
+            return None, end
+        rule = rules[at]
         at += 1
         for test in rule.tests:
             if not test(packet):
                 break
         else:
             return rule, at
-    return None, at
+    return None, end

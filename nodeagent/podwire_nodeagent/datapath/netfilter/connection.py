@@ -52,8 +52,10 @@ def packet_key(packet: Packet) -> bytes:
 
 def invert(key: bytes) -> bytes:
     """The key of the answer to a packet with this key."""
-    size = (len(key) - 5) >> 1
     proto = key[-1]
+    if len(key) == 13 and proto != ICMP:
+        return key[4:8] + key[:4] + key[10:12] + key[8:10] + key[12:]
+    size = (len(key) - 5) >> 1
     if proto in (ICMP, ICMPV6):
         kind = key[-3]
         answers = _ANSWERS4 if proto == ICMP else _ANSWERS6
@@ -62,6 +64,8 @@ def invert(key: bytes) -> bytes:
 
 
 def split(key: bytes) -> Tuple:
+    if len(key) == 13:
+        return key[:4], key[4:8], key[8] << 8 | key[9], key[10] << 8 | key[11]
     size = (len(key) - 5) >> 1
     sport, dport, _ = _TAIL.unpack_from(key, 2 * size)
     return key[:size], key[size : 2 * size], sport, dport

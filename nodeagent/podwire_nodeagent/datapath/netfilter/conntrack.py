@@ -177,11 +177,12 @@ class Conntrack:
             return ACCEPT
         if connection.status & DYING:
             return ACCEPT
-        there = self.lookup(connection.original, now) or self.lookup(connection.reply, now)
-        if there is not None:
-            return self._clash(packet, connection, there)
-        self.entries[connection.original] = connection
-        self.entries[connection.reply] = connection
+        entries, original, reply = self.entries, connection.original, connection.reply
+        if original in entries or reply in entries:
+            there = self.lookup(original, now) or self.lookup(reply, now)
+            if there is not None:
+                return self._clash(packet, connection, there)
+        entries[original] = entries[reply] = connection
         connection.status |= CONFIRMED
         self.count += 1
         self.counters["insert"] += 1

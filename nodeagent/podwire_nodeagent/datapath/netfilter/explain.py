@@ -59,7 +59,7 @@ def _origin(connection: Connection | None) -> str:
     return rule.source.origin if isinstance(rule, CompiledRule) else ""
 
 
-def walked(table: str, hook: str, rule: CompiledRule, record: Walk, packet: Packet, mark: int) -> Step:
+def walked(stage: str, rule: CompiledRule, record: Walk, packet: Packet, mark: int) -> Step:
     """A walk of a table: the deciding rule, and everything passed on the way."""
     detail = []
     if rule.operation in (DNAT_OP, SNAT_OP):
@@ -69,7 +69,7 @@ def walked(table: str, hook: str, rule: CompiledRule, record: Walk, packet: Pack
     if packet.mark != mark:
         detail.append(f"mark {mark:#x} -> {packet.mark:#x}")
     return Step(
-        stage=f"{table}/{hook}",
+        stage=stage,
         action=_ACTIONS[rule.operation],
         detail=", ".join(detail),
         rule=rule.text(),
@@ -79,11 +79,11 @@ def walked(table: str, hook: str, rule: CompiledRule, record: Walk, packet: Pack
     )
 
 
-def translated(hook: str, source: bool, packet: Packet, before: tuple[bytes, bytes, int, int]) -> Step:
+def translated(stage: str, source: bool, packet: Packet, before: tuple[bytes, bytes, int, int]) -> Step:
     """The packet got new addresses from its connection."""
     portless = packet.proto in (ICMP, ICMPV6)
     src, dst, sport, dport = before
     old = endpoint(src if source else dst, 0 if portless else sport if source else dport)
     new = endpoint(packet.src if source else packet.dst, 0 if portless else packet.sport if source else packet.dport)
     action = ("snat" if source else "dnat") if not packet.direction else ("un-dnat" if source else "un-snat")
-    return Step(f"nat/{hook}", action, f"{'source' if source else 'destination'} {old} -> {new}", origin=_origin(packet.ct))
+    return Step(stage, action, f"{'source' if source else 'destination'} {old} -> {new}", origin=_origin(packet.ct))

@@ -110,75 +110,79 @@ class Netfilter:
 
     def input(self, packet: Packet, now: float, steps: Steps = None) -> Outcome:
         """For a packet that is for this node; it may be delivered after this, its connection is in the table."""
-        outcome = self._tables(packet, ("mangle", "filter"), "INPUT", now, steps)
+        outcome = self._walk(packet, "mangle/INPUT", now, steps)
         if outcome is ACCEPT:
-            outcome = self._translate(packet, "INPUT", True, now, steps)
+            outcome = self._walk(packet, "filter/INPUT", now, steps)
+        if outcome is ACCEPT:
+            outcome = self._translate(packet, "nat/INPUT", True, now, steps)
         return self.conntrack.confirm(packet, now) if outcome is ACCEPT else outcome
 
     def forward(self, packet: Packet, now: float, steps: Steps = None) -> Outcome:
         """Needs packet.in_link and out_link."""
-        return self._tables(packet, ("mangle", "filter"), "FORWARD", now, steps)
+        outcome = self._walk(packet, "mangle/FORWARD", now, steps)
+        return self._walk(packet, "filter/FORWARD", now, steps) if outcome is ACCEPT else outcome
 
     def output(self, packet: Packet, now: float, steps: Steps = None) -> Outcome:
         """A locally generated packet, already routed (out_link). Route again if dst or mark changed."""
         outcome = self._arrive(packet, "OUTPUT", now, steps)
-        return self._tables(packet, ("filter",), "OUTPUT", now, steps) if outcome is ACCEPT else outcome
+        return self._walk(packet, "filter/OUTPUT", now, steps) if outcome is ACCEPT else outcome
 
     def postrouting(self, packet: Packet, now: float, steps: Steps = None) -> Outcome:
         """Needs packet.out_link. The packet may leave after this; its connection is in the table."""
-        outcome = self._tables(packet, ("mangle",), "POSTROUTING", now, steps)
+        outcome = self._walk(packet, "mangle/POSTROUTING", now, steps)
         if outcome is ACCEPT:
-            outcome = self._translate(packet, "POSTROUTING", True, now, steps)
+            outcome = self._translate(packet, "nat/POSTROUTING", True, now, steps)
         return self.conntrack.confirm(packet, now) if outcome is ACCEPT else outcome
 
     def attach(self, answer: Packet, cause: Packet) -> None:
-        """An ICMP error or RST that the stack makes because of `cause` belongs to its connection (nf_ct_attach). Call it before
-        `output(answer)`, which then translates it, so that it reaches the sender as if the address that it had
+        """An ICMP error or RST that the stack makes because of `cause` belongs to its connection (nf_ct_attach). Call it
+        before `output(answer)`, which then translates it, so that it reaches the sender as if the address that it had
         called answered."""
         if cause.ct is not None:
             answer.ct, answer.ctinfo, answer.direction = cause.ct, RELATED, 1 - cause.direction
 
     def _arrive(self, packet: Packet, hook: str, now: float, steps: Steps) -> Outcome:
-        outcome = self._tables(packet, ("raw",), hook, now, steps)
+        outcome = self._walk(packet, "raw/" + hook, now, steps)
         if outcome is ACCEPT:
             outcome = self.conntrack.track(packet, now)
             if steps is not None:
                 steps.append(explain.tracked(packet, outcome))
         if outcome is ACCEPT:
-            outcome = self._tables(packet, ("mangle",), hook, now, steps)
-        return self._translate(packet, hook, False, now, steps) if outcome is ACCEPT else outcome
+            outcome = self._walk(packet, "mangle/" + hook, now, steps)
+        return self._translate(packet, "nat/" + hook, False, now, steps) if outcome is ACCEPT else outcome
 
     # --- tables --------------------------------
 
-    def _tables(self, packet: Packet, tables: tuple[str, ...], hook: str, now: float, steps: Steps) -> Outcome:
+    def _walk(self, packet: Packet, stage: str, now: float, steps: Steps) -> Outcome:
+        """One table at one hook (not nat's)."""
+        chain = self.ruleset.hooks[packet.family].get(stage)
+        if chain is None:
+            return ACCEPT
         self._context.now = now
-        for table in tables:
-            chain = self.ruleset.hook(table, packet.family, hook)
-            if chain is None:
-                continue
-            record = Walk() if steps is not None else None
-            mark = packet.mark
+        if steps is None:
+            rule = walk(chain, packet, packet.hits, None)
+        else:
+            record, mark = Walk(), packet.mark
             rule = walk(chain, packet, packet.hits, record)
-            if record is not None and steps is not None:
-                steps.append(explain.walked(table, hook, rule, record, packet, mark))
-            if rule.operation == DROP_OP:
-                return Outcome("drop", f"netfilter.{table}.{hook}")
-            if rule.operation == REJECT_OP:
-                return Outcome("reject", f"netfilter.{table}.{hook}", rule.argument)
+            steps.append(explain.walked(stage, rule, record, packet, mark))
+        if rule.operation == DROP_OP:
+            return Outcome("drop", f"netfilter.{stage}")
+        if rule.operation == REJECT_OP:
+            return Outcome("reject", f"netfilter.{stage}", rule.argument)
         return ACCEPT
 
     # --- translation --------------------------------
 
-    def _translate(self, packet: Packet, hook: str, source: bool, now: float, steps: Steps) -> Outcome:
+    def _translate(self, packet: Packet, stage: str, source: bool, now: float, steps: Steps) -> Outcome:
         """The nat table for a connection that it has not been asked about, then the connection's translation of the packet."""
         connection = packet.ct
         if connection is None:
             return ACCEPT
         if packet.ctinfo == RELATED and packet.proto in (ICMP, ICMPV6):
-            return self._translate_error(packet, connection, hook, source, steps)
+            return self._translate_error(packet, connection, stage, source, steps)
         if not connection.status & (SRC_DONE if source else DST_DONE):
             if not connection.status & (CONFIRMED | DYING) and not packet.direction:
-                outcome = self._ask(packet, connection, hook, source, now, steps)
+                outcome = self._ask(packet, connection, stage, source, now, steps)
                 if outcome is not ACCEPT:
                     return outcome
         elif source and connection.out_link and not packet.direction and packet.out_link != connection.out_link:
@@ -186,20 +190,20 @@ class Netfilter:
             return NO_SOURCE
         before = (packet.src, packet.dst, packet.sport, packet.dport)
         if manipulate(packet, connection, source) and steps is not None:
-            steps.append(explain.translated(hook, source, packet, before))
+            steps.append(explain.translated(stage, source, packet, before))
         return ACCEPT
 
-    def _ask(self, packet: Packet, connection: Connection, hook: str, source: bool, now: float, steps: Steps) -> Outcome:
-        chain = self.ruleset.hook("nat", packet.family, hook)
+    def _ask(self, packet: Packet, connection: Connection, stage: str, source: bool, now: float, steps: Steps) -> Outcome:
+        """Give a new connection its translation, by rule or, without one, a null binding."""
+        chain = self.ruleset.hooks[packet.family].get(stage)
         operation, rule = ACCEPT_OP, None
         if chain is not None:
             self._context.now = now
-            record = Walk() if steps is not None else None
-            mark = packet.mark
+            record, mark = (Walk(), packet.mark) if steps is not None else (None, 0)
             rule = walk(chain, packet, None, record)
             operation = rule.operation
             if record is not None and steps is not None:
-                steps.append(explain.walked("nat", hook, rule, record, packet, mark))
+                steps.append(explain.walked(stage, rule, record, packet, mark))
         if operation == DNAT_OP and rule is not None and not source:
             self._nat.destination(connection, *rule.argument)
             connection.cause = rule
@@ -218,7 +222,7 @@ class Netfilter:
             connection.status |= DST_DONE
         return ACCEPT
 
-    def _translate_error(self, packet: Packet, connection: Connection, hook: str, source: bool, steps: Steps) -> Outcome:
+    def _translate_error(self, packet: Packet, connection: Connection, stage: str, source: bool, steps: Steps) -> Outcome:
         bit = SRC_NAT if source != bool(packet.direction) else DST_NAT
         if packet.family == 4 and packet.dport >> 8 == 5 and connection.translated:
             return REDIRECT
@@ -226,7 +230,7 @@ class Netfilter:
             before = (packet.src, packet.dst, packet.sport, packet.dport)
             translate_error(packet, connection, source)
             if steps is not None:
-                steps.append(explain.translated(hook, source, packet, before))
+                steps.append(explain.translated(stage, source, packet, before))
         return ACCEPT
 
     # --- flow cache --------------------------------

@@ -45,13 +45,15 @@ class Nat:
 
     def destination(self, connection: Connection, address: bytes, port: int) -> None:
         """DNAT; port 0 keeps the port."""
-        src, dst, sport, dport = split(invert(connection.reply))
+        src, dst, sport, dport = split(connection.original)  # nothing is translated before the destination
         self._set(connection, (src, address, sport, port or dport), (src, dst, sport, dport), DST_NAT)
         connection.status |= DST_DONE
 
     def source(self, connection: Connection, address: bytes, port: int, scatter: bool, now: float) -> None:
         """SNAT; b"" keeps the address (a null binding), port 0 lets choose; `scatter` is --random-fully."""
         connection.status |= SRC_DONE
+        if not address and connection.reply not in self.conntrack.entries:
+            return
         current = split(invert(connection.reply))
         src = address or current[0]
         if port and connection.original[-1] in _WITH_PORTS:

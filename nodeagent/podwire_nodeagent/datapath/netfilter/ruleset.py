@@ -25,7 +25,6 @@ from podwire_nodeagent.datapath.netfilter.targets import check_chain, check_grap
 
 TableKey = tuple[str, int]  # name, family
 Chains = dict[str, CompiledChain]
-HOOKS: Final = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 ORDER: Final = ("raw", "mangle", "nat", "filter")
 
 
@@ -35,11 +34,8 @@ class Ruleset:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.tables: dict[TableKey, Chains] = {}
+        self.hooks: dict[int, dict[str, CompiledChain]] = {4: {}, 6: {}}  # by family, the built-in chains as "nat/PREROUTING"
         self.generation = 0
-
-    def hook(self, table: str, family: int, name: str) -> CompiledChain | None:
-        chains = self.tables.get((table, family))
-        return chains.get(name) if chains else None
 
     def begin(self) -> Transaction:
         return Transaction(self)
@@ -107,6 +103,9 @@ class Transaction:
         for chain in self._holds:
             chain.body = self._bodies[id(chain)]
         ruleset.tables = self._tables
+        for (table, family), chains in self._tables.items():
+            for name in nf.BUILTIN_CHAINS[table]:
+                ruleset.hooks[family][f"{table}/{name}"] = chains[name]
         ruleset.generation += 1
         ruleset.context.recent.keep_only(_recent_names(self._tables) if ruleset.context.recent.lists else ())
 
