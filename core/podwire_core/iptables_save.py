@@ -14,7 +14,8 @@ from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
 from podwire_core import netfilter as nf
-from podwire_core.iptables_restore import RulesetError, parse
+from podwire_core.iptables_restore import parse
+from podwire_core.iptables_rule import PROTOCOL_NAMES, RulesetError
 
 if TYPE_CHECKING:
     from podwire_core.netlink import RuleCounters, TableDump
@@ -23,20 +24,6 @@ __all__ = ["RulesetError", "parse", "print_tables", "quote", "rule_line", "rule_
 
 _SAFE = frozenset("_-0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 _STATES = ("INVALID", "NEW", "RELATED", "ESTABLISHED", "UNTRACKED", "SNAT", "DNAT")
-_PROTOCOL_NAMES = {
-    "1": "icmp",
-    "2": "igmp",
-    "6": "tcp",
-    "17": "udp",
-    "33": "dccp",
-    "47": "gre",
-    "50": "esp",
-    "51": "ah",
-    "58": "ipv6-icmp",
-    "132": "sctp",
-    "136": "udplite",
-    "icmpv6": "ipv6-icmp",
-}
 
 # --- matches --------------------------------
 
@@ -133,7 +120,7 @@ def _header(matches: Iterable[nf.AnyMatch]) -> list[str]:
         elif isinstance(match, nf.OutInterface):
             found["-o"] = f"{_not(match.invert)}-o {match.name}"
         elif isinstance(match, nf.Protocol) and match.name not in ("all", "0"):
-            found["-p"] = f"{_not(match.invert)}-p {_PROTOCOL_NAMES.get(match.name, match.name)}"
+            found["-p"] = f"{_not(match.invert)}-p {PROTOCOL_NAMES.get(match.name, match.name)}"
     return [found[flag] for flag in ("-s", "-d", "-i", "-o", "-p") if flag in found]
 
 
@@ -146,7 +133,8 @@ def _matches(rule: nf.Rule, v6: bool) -> list[str]:
             if previous != match.proto or option == "--sport":  # `-m tcp --sport 1 --dport 2` is one match
                 words.append(f"-m {match.proto}")
             previous = match.proto if option == "--sport" else ""
-            words.append(f"{_not(match.invert)}{option} {_port(match.low, match.high)}")
+            if (match.low, match.high) != (0, 65535) or match.invert:  # `-m tcp` alone holds for every port
+                words.append(f"{_not(match.invert)}{option} {_port(match.low, match.high)}")
         elif not isinstance(match, nf.Source | nf.Destination | nf.InInterface | nf.OutInterface | nf.Protocol):
             previous = ""
             words.append(_match(match, v6))
