@@ -60,9 +60,8 @@ def receive(stack: Stack, walk: Walk, dev: Link) -> None:
 def flush(stack: Stack, walk: Walk, entry: Neighbour) -> None:
     """The neighbour is known now: send what waited."""
     queue, entry.queue = entry.queue, []
-    for frame, waiting in queue:
-        waiting.frame, waiting.now, waiting.emits, waiting.verdict = frame, walk.now, walk.emits, ""
-        waiting.packet.buf = frame
-        ETHERNET.pack_into(frame, ETH, entry.mac, entry.link.mac, ETHERTYPE_IPV4)
-        egress.transmit(stack, waiting, entry.link, frame)
-        stack.finish(waiting)
+    for waiting in queue:
+        own = waiting.resume(walk.now, walk.emits)
+        ETHERNET.pack_into(own.frame, ETH, entry.mac, entry.link.mac, ETHERTYPE_IPV4)
+        egress.transmit(stack, own, entry.link, own.frame)
+        stack.finish(own)

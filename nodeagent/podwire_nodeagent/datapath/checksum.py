@@ -20,7 +20,7 @@ def ones_sum(data: Buffer | bytes) -> int:
 
 def checksum(data: Buffer | bytes, start: int = 0) -> int:
     """The value for a checksum field that is zero in `data` (or outside it); `start` is a sum to add."""
-    return ~(ones_sum(data) + start) % 65535 if any(data) or start else 0xFFFF
+    return -(ones_sum(data) + start) % 65535 if start or any(data) else 0xFFFF
 
 
 def pseudo_sum(addresses: Buffer | bytes, protocol: int, length: int) -> int:
@@ -36,7 +36,7 @@ def complete(frame: Buffer) -> None:
     begin, field = ETH + start, ETH + start + offset
     if begin < L3 or field + 2 > len(frame):
         return
-    value = ~ones_sum(frame[begin:]) % 65535
+    value = -ones_sum(frame[begin:]) % 65535
     if offset == 6 and frame[L3 + 9] == UDP and not value:
         value = 0xFFFF
     U16.pack_into(frame, field, value)

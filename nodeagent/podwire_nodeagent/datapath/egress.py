@@ -15,7 +15,7 @@ from zlib import crc32
 
 from podwire_nodeagent.datapath.bridge import AGEING, flood_ports, may_leave
 from podwire_nodeagent.datapath.neigh import USABLE, Neighbour
-from podwire_nodeagent.datapath.walk import Walk
+from podwire_nodeagent.datapath.walk import Waiting, Walk
 from podwire_nodeagent.datapath.wire import (
     ARP,
     ARP_END,
@@ -69,8 +69,8 @@ def group_mac(stack: Stack, walk: Walk, dev: Link, nexthop: bytes) -> bytes:
 
 def wait(stack: Stack, walk: Walk, entry: Neighbour, ask: bool, frame: Buffer) -> None:
     """Queue a copy of the packet, and ask for the MAC if nobody has."""
-    walk.packet.buf = copy = bytearray(frame)
-    if stack.neighbours.enqueue(entry, (copy, walk)) is not None:
+    waiting = Waiting(bytearray(frame), walk.packet, walk)
+    if stack.neighbours.enqueue(entry, waiting) is not None:
         stack.count("drop.neighbour_queue_full")
     if walk.steps is not None:
         walk.step("neighbour", "resolve", f"{address_text(entry.ip)} dev {entry.link.name} INCOMPLETE: queued")

@@ -32,7 +32,7 @@ from podwire_nodeagent.datapath.links import Link, Links
 from podwire_nodeagent.datapath.neigh import Neighbours
 from podwire_nodeagent.datapath.netfilter import Netfilter
 from podwire_nodeagent.datapath.settings import Settings
-from podwire_nodeagent.datapath.walk import Walk
+from podwire_nodeagent.datapath.walk import Waiting, Walk
 from podwire_nodeagent.datapath.wire import ZERO_MAC, Buffer, Emit, Tunnel, address_bytes
 
 __all__ = ["Emit", "Stack", "Tunnel"]
@@ -150,8 +150,8 @@ class Stack:
         for entry in due.requests:
             egress.solicit(self, Walk(bytearray(), None, now, emits), entry)
         for _, queue in due.failed:
-            for frame, walk in queue:
-                self._neighbour_failed(walk, frame, now, emits)
+            for waiting in queue:
+                self._neighbour_failed(waiting, now, emits)
         self.netfilter.expire(now)
         expired = self.reassembly.expire(now)
         if expired:
@@ -162,10 +162,9 @@ class Stack:
                 self.changed()
         return emits
 
-    def _neighbour_failed(self, walk: Walk, frame: Buffer, now: float, emits: list[Emit]) -> None:
+    def _neighbour_failed(self, waiting: Waiting, now: float, emits: list[Emit]) -> None:
         """Nobody answered for the next hop of a packet that waited."""
-        walk.frame, walk.now, walk.emits, walk.verdict = frame, now, emits, ""
-        walk.packet.buf = frame
+        walk = waiting.resume(now, emits)
         ip.send_error(self, walk, icmp.UNREACHABLE, icmp.HOST)
         walk.drop("neighbour_failed", "neighbour")
         self.finish(walk)
@@ -226,7 +225,8 @@ class Stack:
         return self.fib.address_type(address) == "BROADCAST"
 
     def _masquerade_source(self, out_link: str, family: int) -> bytes | None:
-        link, size = self.links.get(out_link), 4 if family == 4 else 16
-        own = [a for a, _ in link.addresses if len(a) == size] if link is not None else []
-        others = [a for other in self.links if other.kind != "loopback" for a, _ in other.addresses if len(a) == size]
-        return next(iter([*own, *others]), None)
+        """Of the link, or of any other if it has none; never lo's, whose scope is the host."""
+        size = 4 if family == 4 else 16
+        links = [link for link in self.links if link is not self.loopback]
+        links.sort(key=lambda link: link.name != out_link)
+        return next((a for link in links for a, _ in link.addresses if len(a) == size), None)

@@ -11,7 +11,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from podwire_core.trace import Digest, Step
 from podwire_nodeagent.datapath.packet import Packet
@@ -107,6 +107,20 @@ class Walk:
         self.emits.append((link.index, frame, tunnel))
         self.verdict, self.reason = verdict, ""
         self.out_link, self.tunnel = link, tunnel
+
+
+class Waiting(NamedTuple):
+    """A packet that waits for its neighbour: a copy of its frame, and its walk, which goes on when the neighbour is known."""
+
+    frame: bytearray
+    packet: Packet
+    walk: Walk
+
+    def resume(self, now: float, emits: list[Emit]) -> Walk:
+        walk = self.walk
+        walk.frame = self.packet.buf = self.frame
+        walk.packet, walk.now, walk.emits, walk.verdict = self.packet, now, emits, ""
+        return walk
 
 
 _NO_PACKET = Packet()
