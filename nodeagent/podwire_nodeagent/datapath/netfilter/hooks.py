@@ -185,7 +185,7 @@ class Netfilter:
                 outcome = self._ask(packet, connection, stage, source, now, steps)
                 if outcome is not ACCEPT:
                     return outcome
-        elif hook == "POSTROUTING" and connection.out_link and not packet.direction and packet.out_link != connection.out_link:
+        elif stage == "nat/POSTROUTING" and connection.out_link not in ("", packet.out_link) and not packet.direction:
             self.conntrack.kill(connection)  # masqueraded as a link that it no longer leaves by
             return NO_SOURCE
         before = (packet.src, packet.dst, packet.sport, packet.dport)
