@@ -10,6 +10,7 @@ them; memory.py and settle.py drive them without a server.
 from .actions import Again, AnyAction, Bind, Create, Delete, Event, Patch, Update, UpdateStatus
 from .engine import Controller, Engine, Task
 from .registry import all_controllers
+from .settle import settle
 from .view import Change, View, view_of
 
 __all__ = [
@@ -28,5 +29,6 @@ __all__ = [
     "UpdateStatus",
     "View",
     "all_controllers",
+    "settle",
     "view_of",
 ]

@@ -1,11 +1,12 @@
-"""CustomResourceDefinitions: their names are accepted and they are established as soon as they are stored."""
+"""CustomResourceDefinitions: established as soon as they are stored (admission says so), with the names and versions that
+the definition has now."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
 from .actions import AnyAction
-from .common import deleting, status_update, with_condition
+from .common import condition_of, deleting, status_update, with_condition
 from .view import Change, View
 
 
@@ -20,11 +21,16 @@ class CrdController:
         crd = view.get("CustomResourceDefinition", key)
         if crd is None or deleting(crd):
             return ()
-        old = crd.get("status") or {}
-        accepted = with_condition(old.get("conditions"), "NamesAccepted", "True", "NoConflicts", "no conflicts found", now)
-        text = "the initial names have been accepted"
-        conditions = with_condition(accepted, "Established", "True", "InitialNamesAccepted", text, now)
+        status = dict(crd.get("status") or {})
+        for condition in ("NamesAccepted", "Established"):
+            if condition_of(crd, condition) is None:
+                text = "the initial names have been accepted"
+                status["conditions"] = with_condition(
+                    status.get("conditions"), condition, "True", "InitialNamesAccepted", text, now
+                )
         names = crd["spec"].get("names") or {}
-        listed = {"listKind": f"{names.get('kind', '')}List", "singular": str(names.get("kind", "")).lower(), **names}
-        stored = [each["name"] for each in crd["spec"].get("versions") or () if each.get("storage")]
-        return status_update(crd, {**old, "conditions": conditions, "acceptedNames": listed, "storedVersions": stored})
+        kind = str(names.get("kind", ""))
+        status["acceptedNames"] = {"singular": kind.lower(), "listKind": f"{kind}List", **names}
+        stored = {each["name"]: None for each in crd["spec"].get("versions") or () if each.get("storage")}
+        status["storedVersions"] = list({**dict.fromkeys(status.get("storedVersions") or ()), **stored})
+        return status_update(crd, status)
