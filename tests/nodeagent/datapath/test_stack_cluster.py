@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from support import packets
-from support.cluster import Cluster, Pod, service_rules
+from support.stacks import Cluster, Pod, service_rules
 from support.packets import ACK, FIN, PSH, SYN, decode_ip, tcp, udp
 
 SERVICE = "10.96.0.50"
