@@ -4,6 +4,7 @@ CLUSTER_DOMAIN = "cluster.local"
 SERVICE_CIDR = "10.96.0.0/12"
 POD_CIDR = "10.244.0.0/16"
 NODE_NETWORK = "192.168.1.0/24"  # InternalIPs: node n has 192.168.1.(10+n)
+NODE_GATEWAY = "192.168.1.1"  # the nodes' way out: their default route, as on real nodes, whether or not anybody is there
 DNS_IP = "10.96.0.10"
 KUBERNETES_IP = "10.96.0.1"
 NODE_PORT_RANGE = (30000, 32767)

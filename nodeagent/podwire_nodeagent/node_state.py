@@ -19,6 +19,7 @@ import trio
 
 from podwire_cni.backends import flannel
 from podwire_core import netns
+from podwire_core.constants import NODE_GATEWAY
 from podwire_core.netlink import AddrAdd, AnyOp, LinkInfo, NetlinkError, SysctlSet
 from podwire_core.objects import Json, Node, decode
 from podwire_core.rpc import Change
@@ -113,7 +114,7 @@ class NodeState:
             os.close(fd)
 
     async def _network(self, node: Json) -> None:
-        desired = flannel.desired(node, self._objects["Node"].values())
+        desired = flannel.desired(node, self._objects["Node"].values(), gateway=NODE_GATEWAY)
         dumps = {what: await self._dataplane.dump(what) for what in network.DUMPED}
         await self._dataplane.apply(network.reconcile(desired, dumps))
         await self._configure_host(desired)
