@@ -9,7 +9,6 @@ import socket
 
 from podwire_core.netlink import FdbAdd, LinkAdd, LinkDel, LinkInfo, NetlinkError, Subscribe, UnderlayInfo, UnderlaySet
 from podwire_core.trace import Digest, Hop
-
 from podwire_nodeagent.datapath.wire import Tunnel, mac_bytes
 
 
@@ -22,6 +21,7 @@ class Switch:
         self.nodes: dict[str, UnderlayInfo] = {}
         self.received: list[tuple[int, bytes]] = []
         self.keep = False
+        self.time_offset = 0.0
         self.subscription: Subscribe | None = None
         self.broken = 0
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import array
 import os
 import socket
-import time
 from collections import deque
 
 import msgspec
@@ -86,9 +85,6 @@ class Server:
         traced = self.kernel.stack.traced
         if not traced:
             return
-        offset = time.time() - self.loop.now  # records say when in wall-clock time
-        for hop in traced:
-            hop.time += offset
         subscribers = [client for client in self.clients if client.subscription is not None]
         for client in subscribers:
             for hop in traced:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from podwire_core.netlink import DUMPS, LinkAdd, LinkDel, LinkInfo, NetlinkError, Op, Subscribe, UnderlayDel, UnderlaySet
+from podwire_core.netlink import DUMPS, AnyOp, LinkAdd, LinkDel, LinkInfo, NetlinkError, Subscribe, UnderlayDel, UnderlaySet
 from podwire_core.trace import Hop
 from podwire_nodeagent.datapath.cable import Cable
 from podwire_nodeagent.datapath.coalesce import HEADROOM
@@ -33,12 +33,12 @@ Send = Callable[[Buffer, Tunnel | None], None]
 
 
 class KernelStack(Protocol):
-    """The part of stack.Stack that is used here."""
+    """The part of stack.Stack that is used here. `time_offset` makes wall-clock times of the loop's monotonic ones in traces."""
 
-    counters: dict[str, int]
     traced: list[Hop]
+    time_offset: float
 
-    def apply(self, ops: Sequence[Op], now: float) -> None: ...
+    def apply(self, ops: Sequence[AnyOp], now: float) -> None: ...
     def dump(self, what: str, now: float) -> Any: ...
     def receive(self, link_index: int, frame: Buffer, now: float) -> list[Emit]: ...
     def tick(self, now: float) -> list[Emit]: ...
@@ -57,6 +57,7 @@ class Kernel:
         self._buffer = memoryview(bytearray(READ_SIZE + HEADROOM))
         self.tunnels = Tunnels(loop, host, tunnel_port, self.underlay, self._buffer, self.deliver)
         self.cable = Cable(loop, host, cable_port, self.underlay, self._buffer, self.deliver)
+        stack.time_offset = time.time() - loop.clock()
         loop.on_tick = self.tick
 
     def close(self) -> None:
@@ -75,6 +76,7 @@ class Kernel:
             self.loop.bug(error)
 
     def tick(self) -> None:
+        self.stack.time_offset = time.time() - self.loop.clock()
         self._emit(self.stack.tick(self.loop.now))
 
     def _emit(self, emits: list[Emit]) -> None:
@@ -94,7 +96,7 @@ class Kernel:
 
     # configuration
 
-    def apply(self, ops: Sequence[Op], fds: Sequence[int]) -> None:
+    def apply(self, ops: Sequence[AnyOp], fds: Sequence[int]) -> None:
         """One transaction; owns `fds` from now on. NetlinkError if refused."""
         waiting = list(fds)
         try:
@@ -115,7 +117,7 @@ class Kernel:
             self.taps.pop(index).close()
         self.taps[index] = TapPort(self.loop, fd, index, self._buffer, self.deliver, self._lost)
 
-    def _connect(self, ops: Sequence[Op]) -> None:
+    def _connect(self, ops: Sequence[AnyOp]) -> None:
         """Bring the connections in step with the stack after these operations."""
         if any(isinstance(op, LinkAdd | LinkDel) for op in ops):
             links: list[LinkInfo] = self.stack.dump("links", self.loop.now)
@@ -137,18 +139,18 @@ class Kernel:
         """The stack's state, with what only this side knows: carriers, the loop's counters, the process."""
         if what not in DUMPS:
             raise NetlinkError("EINVAL", f"nothing called {what!r} to dump; there are {', '.join(DUMPS)}")
-        if what == "info":
-            return {"pid": os.getpid(), "version": 1, "started": self.started, "node": self.node}
         data = self.stack.dump(what, self.loop.now)
         if what == "links":
             for link in data:
                 link.attached = link.kind not in FD_KINDS or link.index in self.taps
         elif what == "counters":
             data = {**data, **self.loop.counters}
+        elif what == "info":
+            data = {**data, "pid": os.getpid(), "version": 1, "started": self.started, "node": self.node}
         return data
 
 
-def _takers(ops: Sequence[Op], fds: Sequence[int]) -> list[tuple[str, int]]:
+def _takers(ops: Sequence[AnyOp], fds: Sequence[int]) -> list[tuple[str, int]]:
     """Which link takes which fd."""
     takers = [op for op in ops if isinstance(op, LinkAdd) and op.fd]
     for op in takers:
@@ -162,7 +164,7 @@ def _takers(ops: Sequence[Op], fds: Sequence[int]) -> list[tuple[str, int]]:
     return [(op.name, fd) for op, fd in zip(takers, fds, strict=True)]
 
 
-def _check(ops: Sequence[Op]) -> None:
+def _check(ops: Sequence[AnyOp]) -> None:
     """What the stack need not know about but sending does: socket addresses must be addresses, ports must be ports."""
     for i, op in enumerate(ops):
         if isinstance(op, UnderlaySet):
