@@ -28,12 +28,8 @@ class Api(Protocol):
     async def delete(self, kind: str, name: str, namespace: str = "", *, grace: int | None = None, uid: str = "") -> object: ...
 
 
-class NetworkError(Exception):
-    """The CNI plugin refused; one line says why. The kubelet tells it in an event and tries again."""
-
-
 class Cni(Protocol):
-    """The node's CNI runtime. `add` returns the pod's addresses, primary first. Both raise NetworkError or OSError."""
+    """The node's CNI runtime. `add` returns the pod's addresses, primary first. Both raise CniError or OSError."""
 
     async def add(self, container_id: str, netns: str, ifname: str, args: dict[str, str]) -> list[str]: ...
 
@@ -73,7 +69,6 @@ class KubeletConfig(Struct, frozen=True):
     python: str = field(default_factory=lambda: sys.executable)
     parallel_starts: int = 4  # sandboxes made at the same time
     allocatable: dict[str, str] = {}  # the node's, for resourceFieldRef without a limit
-    in_userns: bool | None = None  # None: look
     cgroup_root: Path | None = Path("/sys/fs/cgroup")  # None: no limits
 
     @property

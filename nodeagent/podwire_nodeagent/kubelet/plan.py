@@ -49,8 +49,8 @@ def plan(spec: PodSpec, records: dict[str, Record], now: float) -> Plan:
     mains = [records[c.name] for c in spec.containers]
     if not _begun(mains):
         if _failed_for_good(spec, inits):
-            result.finished = True
             result.stop = [r.name for r in reversed(inits) if r.state == RUNNING]
+            result.finished = not result.stop
             return result
         if not _initialize(inits, result, now):
             return result

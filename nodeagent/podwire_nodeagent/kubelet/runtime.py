@@ -16,6 +16,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import trio
 from msgspec import Struct
 
@@ -98,8 +99,14 @@ async def start(python: str, spec: Spec, directory: Path) -> Held:
                 process = launch(python, str(path), [write], stdin=quiet, stdout=complaints, stderr=complaints)
         finally:
             os.close(write)
-        with trio.move_on_after(START_SECONDS):
-            said = await read_line(control)
+        said: Json | None = None
+        try:
+            with trio.move_on_after(START_SECONDS):
+                said = await read_line(control)
+        finally:
+            if said is None:
+                process.kill()  # late, or cancelled: nobody would know of it
+        if said is not None:
             if "pid" in said:
                 held = _hold(process.pid, said["pid"])
                 held.process, held.plain = process, said.get("plain", [])
@@ -107,14 +114,11 @@ async def start(python: str, spec: Spec, directory: Path) -> Held:
             await _gone(process)
             complaint = (directory / "shim.log").read_text(errors="replace").strip().splitlines()
             raise StartError(said.get("error", complaint[-1] if complaint else "the shim died"), said.get("code", 128))
-    process.kill()
     raise StartError(f"the shim did not answer in {START_SECONDS:.0f} s")
 
 
 def as_json(spec: Spec) -> Json:
     """Without the fields that are as a shim takes them to be."""
-    import msgspec
-
     value: Json = msgspec.to_builtins(spec)
     return {"mounts": [], "cgroups": [], "hostname": "", **value}
 
@@ -145,6 +149,14 @@ def adopt(directory: Path) -> Held | None:
     return None
 
 
+def read_spec(directory: Path) -> Spec | None:
+    """What the container of that directory was started with."""
+    try:
+        return msgspec.json.decode((directory / "spec.json").read_bytes(), type=Spec)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+
+
 def _ticks(pid: int) -> int:
     """When the process started; distinguishes it from a later one with the same number."""
     try:
@@ -156,7 +168,7 @@ def _ticks(pid: int) -> int:
 def send_signal(held: Held, number: int) -> None:
     if held.pidfd >= 0:
         try:
-            signal.pidfd_send_signal(held.pidfd, number)  # type: ignore[attr-defined]
+            signal.pidfd_send_signal(held.pidfd, number)
         except ProcessLookupError:
             pass  # it has just ended
 

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import secrets
 
+import trio
+
+from podwire_cni import protocol
+from podwire_cni.protocol import CniError
 from podwire_core import netns
 from podwire_core.objects import Json
-from podwire_nodeagent.kubelet.config import Cni, KubeletConfig, NetworkError
+from podwire_nodeagent.kubelet import userns
+from podwire_nodeagent.kubelet.config import Cni, KubeletConfig
 from podwire_nodeagent.kubelet.records import Sandbox
 
 IFNAME = "eth0"
 
 
 async def make(config: KubeletConfig, cni: Cni, pod: Json, host_network: bool) -> Sandbox:
-    """Raises NetworkError or OSError."""
+    """Raises CniError or OSError."""
     if host_network:
         return Sandbox(config.host_netns, secrets.token_hex(32), [config.internal_ip])
     meta = pod["metadata"]
@@ -27,22 +32,32 @@ async def make(config: KubeletConfig, cni: Cni, pod: Json, host_network: bool) -
     sandbox = Sandbox(str(path), secrets.token_hex(32))
     try:
         netns.set_sysctl(path, "net.ipv4.ip_unprivileged_port_start", "0")  # as container runtimes do
-        netns.set_sysctl(path, "net.ipv4.ping_group_range", "0 0" if config.in_userns else "0 2147483647")
+        netns.set_sysctl(path, "net.ipv4.ping_group_range", "0 0" if userns.inside() else "0 2147483647")
         sandbox.ips = await cni.add(sandbox.id, sandbox.netns, IFNAME, cni_args(pod, sandbox.id))
         if not sandbox.ips:
-            raise NetworkError("the CNI plugin gave the pod no address")
+            raise CniError(protocol.DECODING, "the CNI plugin gave the pod no address")
     except BaseException:
+        with trio.move_on_after(5) as undo:
+            undo.shield = True  # also when we are cancelled: the address goes back
+            await _detach(cni, pod, sandbox)
         netns.delete(path)
         raise
     return sandbox
 
 
 async def remove(config: KubeletConfig, cni: Cni, pod: Json, sandbox: Sandbox) -> None:
-    """Raises NetworkError or OSError; then it is to be tried again."""
+    """Raises CniError or OSError; then it is to be tried again."""
     if not sandbox.netns or sandbox.netns == config.host_netns:
         return
     await cni.delete(sandbox.id, sandbox.netns, IFNAME, cni_args(pod, sandbox.id))
     netns.delete(sandbox.netns)
+
+
+async def _detach(cni: Cni, pod: Json, sandbox: Sandbox) -> None:
+    try:
+        await cni.delete(sandbox.id, sandbox.netns, IFNAME, cni_args(pod, sandbox.id))
+    except (CniError, OSError):
+        pass  # what failed first is what is told
 
 
 def lives(sandbox: Sandbox) -> bool:

@@ -5,7 +5,7 @@ directory of its own, the link `..data` switched to it in one step, user-visible
 program that reads while a ConfigMap changes sees the old or the new, never both. An emptyDir is a directory as long as the
 pod lives. What podwire cannot give (claims, CSI, NFS…) is an empty directory, said in a warning.
 
-Order to read: prepare, contents, the atomic writer, mounts.
+Order to read: prepare, contents, the atomic writer, mounts, versions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from pathlib import Path
 from msgspec import Struct
 
 from podwire_core import objects
-from podwire_core.objects import Container, Json
+from podwire_core.objects import Container, Json, PodSpec
+from podwire_nodeagent.kubelet.config import Getter
 from podwire_nodeagent.kubelet.env import ConfigError, Context, data_of, expand, field, resource
 
 Files = dict[str, tuple[bytes, int]]  # path -> (contents, mode)
@@ -197,3 +198,19 @@ def mounts(container: Container, volumes: Volumes, env: dict[str, str]) -> list[
         target = mount.mount_path if mount.mount_path.startswith("/") else f"/{mount.mount_path}"
         result.append(Mount(source, target, bool(mount.read_only)))
     return sorted(result, key=lambda mount: mount.target.rstrip("/").count("/"))
+
+
+def versions(spec: PodSpec, namespace: str, config_map: Getter, secret: Getter) -> tuple[str, ...]:
+    """The revisions of all objects the pod's volumes are made of: they differ when a volume is out of date."""
+    found = []
+    for volume in spec.volumes or []:
+        for part in [volume, *((volume.get("projected") or {}).get("sources") or [])]:
+            for kind, key, get in (
+                ("configMap", "name", config_map),
+                ("secret", "secretName", secret),
+                ("secret", "name", secret),
+            ):
+                name = (part.get(kind) or {}).get(key)
+                obj = get(namespace, name) if name else None
+                found.append(str(obj["metadata"].get("resourceVersion", "")) if obj is not None else "")
+    return tuple(found)
