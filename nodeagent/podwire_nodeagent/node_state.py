@@ -20,19 +20,18 @@ import trio
 from podwire_cni.backends import flannel
 from podwire_core import netns
 from podwire_core.constants import NODE_GATEWAY
-from podwire_core.netlink import AddrAdd, AnyOp, LinkInfo, NetlinkError, SysctlSet
+from podwire_core.netlink import AnyOp, LinkInfo, NetlinkError
 from podwire_core.objects import Json, Node, decode
 from podwire_core.rpc import Change
 from podwire_nodeagent import network
 from podwire_nodeagent.datapath_process import Dataplane
+from podwire_nodeagent.node_rules import SYSCTLS, facts_of
 from podwire_nodeagent.proxy.config import ProxyConfiguration
 from podwire_nodeagent.proxy.iptables import Proxier
-from podwire_nodeagent.proxy.model import NodeFacts
 
 log = logging.getLogger(__name__)
 HOST_DEV = "eth0"
 Reattach = Callable[[Sequence[LinkInfo]], Awaitable[None]]
-SYSCTLS = (SysctlSet("net.ipv4.ip_forward", "1"), SysctlSet("net.bridge.bridge-nf-call-iptables", "1"))
 KINDS = ("Node", "Service", "EndpointSlice")
 
 
@@ -72,7 +71,7 @@ class NodeState:
             await self._network(node)
             await self._reattach_pods(links)
             self._pod_cidr = flannel.pod_cidr(decode(Node, node))
-            proxier = Proxier(self._proxy_config, self._facts(node), 4, flannel.tables(node))
+            proxier = Proxier(self._proxy_config, facts_of(node), 4, flannel.tables(node))
             ops = proxier.changes(self._objects["Service"], self._objects["EndpointSlice"])
             await self._dataplane.apply([*SYSCTLS, *ops])
             self._proxier = proxier
@@ -95,7 +94,7 @@ class NodeState:
             async with self._lock:
                 if by_kind["Node"]:
                     await self._network(node)
-                facts = self._facts(node) if self._node in by_kind["Node"] else None
+                facts = facts_of(node) if self._node in by_kind["Node"] else None
                 ops = self._proxier.changes(by_kind["Service"], by_kind["EndpointSlice"], facts)
                 await self._dataplane.apply(ops)
         except NetlinkError as error:
@@ -126,11 +125,6 @@ class NodeState:
             present = await trio.to_thread.run_sync(_host_routes, self._host_netns)
             await trio.to_thread.run_sync(_run_ip, self._host_netns, network.host_batch(desired, present))
             self._host_batch = batch
-
-    def _facts(self, node: Json) -> NodeFacts:
-        """The node with the addresses that only its interfaces know (its bridge's, its VTEP's)."""
-        desired = flannel.desired(node, ())
-        return NodeFacts.of(node, tuple(op.address.partition("/")[0] for op in desired if isinstance(op, AddrAdd)))
 
 
 # --- the host namespace: blocking, called in threads --------------------------------
