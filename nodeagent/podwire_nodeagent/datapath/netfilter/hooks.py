@@ -254,6 +254,12 @@ class Netfilter:
         """Look at up to `budget` connections whose time may have come; how many were deleted."""
         return self.conntrack.expire(now, budget)
 
+    def forget(self, now: float) -> None:
+        """No connection and no `recent` address is left: for simulations, in which every packet is a first one."""
+        for connection in self.conntrack.connections(now):
+            self.conntrack.kill(connection)
+        self._context.recent.keep_only(())
+
     def dump_conntrack(self, now: float) -> list[ConntrackInfo]:
         return [connection_info(connection, now) for connection in self.conntrack.connections(now)]
 
