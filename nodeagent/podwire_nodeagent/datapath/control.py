@@ -31,6 +31,7 @@ MAX_FDS = 253
 TRACE_BYTES = 1 << 22  # unsent traces of one subscriber
 OUT_BYTES = 1 << 24  # unsent answers of one client, beyond which it is not read from
 
+UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Apply | Dump | Subscribe)
 _seq_decoder = msgspec.msgpack.Decoder(dict)
@@ -147,7 +148,7 @@ class Client:
         self._messages()
 
     def _messages(self) -> None:
-        """Take complete messages off the front of what was read."""
+        """Take complete messages off the front of what was read, each once, whatever becomes of it."""
         at, data = 0, self._in
         while not self._closed and len(data) - at >= 4:
             size = int.from_bytes(data[at : at + 4], "big")
@@ -158,7 +159,10 @@ class Client:
             if len(data) - at - 4 < size:
                 break
             at += 4 + size
-            self._message(bytes(data[at - size : at]), last=at == len(data))
+            try:
+                self._message(bytes(data[at - size : at]), last=at == len(data))
+            except Exception as error:
+                self.loop.bug(error)
         del data[:at]
         if not data:
             self._close_fds()
@@ -168,7 +172,7 @@ class Client:
     def _message(self, body: bytes, last: bool) -> None:
         try:
             request = _decoder.decode(body)
-        except (msgspec.MsgspecError, RecursionError) as error:
+        except UNDECODABLE as error:
             self.loop.counters["control.malformed"] += 1
             self._send(Reply(_sequence(body), "EINVAL", f"malformed message: {error}"))
             return
@@ -239,7 +243,7 @@ def _sequence(body: bytes) -> int:
     """The number of a message that is otherwise wrong, 0 if even that cannot be read."""
     try:
         seq = _seq_decoder.decode(body).get("seq", 0)
-    except (msgspec.MsgspecError, RecursionError, TypeError):
+    except (*UNDECODABLE, TypeError):
         return 0
     return seq if isinstance(seq, int) and 0 <= seq < 1 << 63 else 0
 

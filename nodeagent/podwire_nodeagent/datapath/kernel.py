@@ -13,7 +13,6 @@ Order to read: KernelStack (what is expected of the stack), Kernel: deliver, app
 from __future__ import annotations
 
 import os
-import stat
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -101,6 +100,9 @@ class Kernel:
         waiting = list(fds)
         try:
             takers = _takers(ops, fds)
+            for name, fd in takers:
+                if not self.loop.can_wait(fd):
+                    raise NetlinkError("EINVAL", f"link {name}: its file descriptor is no TAP")
             _check(ops)
             self.stack.apply(ops, self.loop.now)
             for name, fd in takers:
@@ -158,9 +160,6 @@ def _takers(ops: Sequence[AnyOp], fds: Sequence[int]) -> list[tuple[str, int]]:
             raise NetlinkError("EINVAL", f"link {op.name}: a {op.kind} takes no file descriptor", list(ops).index(op))
     if len(takers) != len(fds):
         raise NetlinkError("EINVAL", f"{len(fds)} file descriptors came for {len(takers)} links")
-    for op, fd in zip(takers, fds, strict=True):
-        if stat.S_ISREG(os.fstat(fd).st_mode) or stat.S_ISDIR(os.fstat(fd).st_mode):
-            raise NetlinkError("EINVAL", f"link {op.name}: its file descriptor is a file, not a TAP", list(ops).index(op))
     return [(op.name, fd) for op, fd in zip(takers, fds, strict=True)]
 
 

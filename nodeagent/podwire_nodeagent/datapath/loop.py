@@ -46,9 +46,18 @@ class Loop:
         self._ticked = self.now
 
     def register(self, fd: int, handler: Handler, events: int = EPOLLIN) -> None:
-        """OSError (EPERM) if that kind of file cannot be waited for."""
+        """The file must be one that `can_wait`."""
         self._epoll.register(fd, events)
         self._handlers[fd] = handler
+
+    def can_wait(self, fd: int) -> bool:
+        """Not for files on disk, /dev/null and the like."""
+        try:
+            self._epoll.register(fd, 0)
+        except OSError:
+            return False
+        self._epoll.unregister(fd)
+        return True
 
     def modify(self, fd: int, events: int) -> None:
         self._epoll.modify(fd, events)
