@@ -245,7 +245,7 @@ def _sequence(body: bytes) -> int:
         seq = _seq_decoder.decode(body).get("seq", 0)
     except (*UNDECODABLE, TypeError):
         return 0
-    return seq if isinstance(seq, int) and 0 <= seq < 1 << 63 else 0
+    return seq if type(seq) is int and 0 <= seq < 1 << 63 else 0
 
 
 def _union(wanted: list[Subscribe]) -> Subscribe:
