@@ -46,3 +46,7 @@ clean: ## stop all clusters of this user and remove what was built
 	-@[ ! -x $(BIN)/podwire ] || $(BIN)/podwire down --all
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: compose-possible
+compose-possible:
+	@scripts/compose-test possible

@@ -109,9 +109,7 @@ class Starting:
 def _wait_for_all(starting: Starting, report: Report) -> None:
     """Each stage is over when its effect is there; they run at the same time, so the order is only that of the report."""
     with _connect_when_serving(starting, report) as api:
-        api.apply_many(kubesystem.objects())
-        _wait_for_nodes(starting, api, report)
-        _wait_for_dns(starting, api, report)
+        settle(api, starting.config.nodes, starting.poll, report)
 
 
 def _connect_when_serving(starting: Starting, report: Report) -> SyncClient:
@@ -120,39 +118,51 @@ def _connect_when_serving(starting: Starting, report: Report) -> SyncClient:
     report("API server", "starting")
     while not (starting.directory / "api.sock").exists():
         starting.poll("the API server")
+    client = SyncClient(paths.api_address(starting.config.name))
+    wait_until_serving(client, starting.poll, report)
+    return client
+
+
+Poll = Callable[[str], None]  # between two looks: sleeps; raises ClusterError when there is no hope for what is named
+
+
+def wait_until_serving(api: SyncClient, poll: Poll, report: Report) -> None:
     while True:
-        client = SyncClient(paths.api_address(starting.config.name))
         try:
-            client.info()
+            api.info()
         except ApiError as error:
-            client.close()
             if error.code != 503:
                 raise
-            starting.poll("the API server")
+            poll("the API server")
         else:
             report("API server", "")
-            return client
+            return
 
 
-def _wait_for_nodes(starting: Starting, api: SyncClient, report: Report) -> None:
-    wanted = starting.config.nodes
+def settle(api: SyncClient, nodes: int, poll: Poll, report: Report) -> None:
+    """Gives a cluster its kube-system, and waits for its nodes and for DNS."""
+    api.apply_many(kubesystem.objects())
+    _wait_for_nodes(api, nodes, poll, report)
+    _wait_for_dns(api, poll, report)
+
+
+def _wait_for_nodes(api: SyncClient, wanted: int, poll: Poll, report: Report) -> None:
     while True:
-        nodes = api.list("Node").items
-        ready = sum(1 for node in nodes if _condition(node, "Ready"))
+        ready = sum(1 for node in api.list("Node").items if _condition(node, "Ready"))
         report("nodes", f"{ready}/{wanted}")
         if ready >= wanted:
             report("nodes", "")
             return
-        starting.poll(f"the nodes ({ready} of {wanted} Ready)")
+        poll(f"the nodes ({ready} of {wanted} Ready)")
 
 
-def _wait_for_dns(starting: Starting, api: SyncClient, report: Report) -> None:
+def _wait_for_dns(api: SyncClient, poll: Poll, report: Report) -> None:
     while True:
-        [deployment] = api.list("Deployment", "kube-system", fields="metadata.name=coredns").items
+        [deployment] = api.list("Deployment", kubesystem.NAMESPACE, fields="metadata.name=coredns").items
         ready, wanted = deployment.get("status", {}).get("readyReplicas", 0), deployment["spec"]["replicas"]
         endpoints = sum(
             1
-            for piece in api.list("EndpointSlice", "kube-system", labels="kubernetes.io/service-name=kube-dns").items
+            for piece in api.list("EndpointSlice", kubesystem.NAMESPACE, labels="kubernetes.io/service-name=kube-dns").items
             for endpoint in piece.get("endpoints") or []
             if endpoint.get("conditions", {}).get("ready")
         )
@@ -160,7 +170,7 @@ def _wait_for_dns(starting: Starting, api: SyncClient, report: Report) -> None:
         if ready >= wanted and endpoints >= wanted:
             report("kube-system", "")
             return
-        starting.poll(f"kube-system (coredns: {ready} of {wanted} Ready)")
+        poll(f"kube-system (coredns: {ready} of {wanted} Ready)")
 
 
 def _condition(obj: dict[str, object], kind: str) -> bool:

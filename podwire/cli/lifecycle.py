@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from podwire import paths
-from podwire.cli.options import output_option, print_json
+from podwire.cli.options import output_option, print_json, session_command
+from podwire.cli.session import Session
 from podwire.paths import ClusterError, Config
 
 if TYPE_CHECKING:
@@ -156,6 +157,27 @@ def _status_text(found: dict[str, Any]) -> str:
             f"and {pods} processes in pods",
         ]
     )
+
+
+@click.command()
+@click.option("--nodes", type=click.IntRange(1, 64), required=True, help="How many nodes to wait for.")
+@click.option("--timeout", type=float, default=60.0, show_default=True, help="Seconds until it gives up.")
+@session_command
+def bootstrap(session: Session, nodes: int, timeout: float) -> None:
+    """Give a cluster that was started by other means (docker-compose) its kube-system, and wait until DNS answers in it."""
+    from podwire import cluster
+
+    end = time.monotonic() + timeout
+
+    def poll(what: str) -> None:
+        if time.monotonic() > end:
+            raise ClusterError(f"gave up waiting for {what}")
+        time.sleep(cluster.POLL)
+
+    with Progress() as progress:
+        cluster.wait_until_serving(session.api, poll, progress)
+        cluster.settle(session.api, nodes, poll, progress)
+        progress.line("the cluster is up", time.monotonic() - progress.start)
 
 
 @click.command()

@@ -45,6 +45,7 @@ COMMANDS: dict[str, Entry] = {
     "trace": Entry("trace:trace", "Follow a request's packets through the cluster, hop by hop.", "Network"),
     "flows": Entry("flows:flows", "List connections as the nodes' conntrack tables see them, joined.", "Network"),
     "check": Entry("check:check", "Say what would become of flows, without a cluster.", "Network"),
+    "bootstrap": Entry("lifecycle:bootstrap", "Complete a cluster that was started by other means.", "Clusters"),
     "version": Entry("lifecycle:version", "Print versions.", "Clusters"),
 }
 
