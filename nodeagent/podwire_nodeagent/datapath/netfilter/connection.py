@@ -14,7 +14,7 @@ from struct import Struct
 from typing import Final
 
 from podwire_nodeagent.datapath.packet import ESTABLISHED as CT_ESTABLISHED
-from podwire_nodeagent.datapath.packet import FIN, ICMP, ICMPV6, RST, SCTP, SYN, TCP, Packet
+from podwire_nodeagent.datapath.packet import FIN, ICMP, ICMPV6, RST, SCTP, SYN, TCP, UDP, Packet
 from podwire_nodeagent.datapath.packet import NEW as CT_NEW
 from podwire_nodeagent.datapath.rewrite import Rewrite
 
@@ -150,4 +150,6 @@ class Connection:
             return False
         if packet.proto == TCP:
             return self.state == _TCP_ESTABLISHED and bool(self.status & ASSURED) and not packet.flags & _SPECIAL
+        if packet.proto == UDP:  # the packet after the first reply decides when it becomes a stream
+            return not self.status & SEEN_REPLY or bool(self.status & ASSURED) or self.upgrade != NEVER
         return packet.proto != SCTP
