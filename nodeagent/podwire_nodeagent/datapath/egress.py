@@ -71,7 +71,7 @@ def wait(stack: Stack, walk: Walk, entry: Neighbour, ask: bool, frame: Buffer) -
     """Queue a copy of the packet, and ask for the MAC if nobody has."""
     waiting = Waiting(bytearray(frame), walk.packet, walk)
     if stack.neighbours.enqueue(entry, waiting) is not None:
-        stack.count("drop.neighbour_queue_full")
+        stack.lost("neighbour_queue_full")
     if walk.steps is not None:
         walk.step("neighbour", "resolve", f"{address_text(entry.ip)} dev {entry.link.name} INCOMPLETE: queued")
     walk.consume("neighbour_incomplete")
@@ -160,7 +160,8 @@ def flow_hash(walk: Walk, frame: Buffer) -> int:
     packet = walk.packet
     if packet.buf is frame and not packet.fragment and packet.proto in (6, 17):
         return crc32(packet.src + packet.dst + bytes(frame[packet.l4 : packet.l4 + 4]), packet.proto)
-    return crc32(frame[ETH : ETH + 12] if frame[L3] >> 4 != 4 else frame[L3 + 12 : L3 + 20])
+    is_ip = len(frame) >= L3 + 20 and frame[L3] >> 4 == 4
+    return crc32(frame[L3 + 12 : L3 + 20] if is_ip else frame[ETH : ETH + 12])
 
 
 def solicit(stack: Stack, walk: Walk, entry: Neighbour) -> None:

@@ -98,6 +98,8 @@ def make_flow(walk: Walk, key: FlowKey, ttl: int, netfilter: Netfilter) -> Flow 
         return None
     if walk.emits[0][1] is not walk.frame or ct is None or not netfilter.cacheable(packet):
         return None
+    if ct.packets_original + ct.packets_reply < 2:  # the nat table was asked on this walk, and may have marked the packet
+        return None
     return Flow(walk, ct, key, ttl)
 
 

@@ -62,9 +62,12 @@ class Reassembly:
         while self.bytes > MAX_MEMORY:
             self.evicted += 1
             self._forget(next(iter(self._queues)))
+        if key not in self._queues:
+            self.reason = "fragment_memory"
         if self.reason or queue.total < 0 or queue.bytes < queue.total:
             return None
         frame = _join(queue)
+        self.reason = "" if frame is not None else "fragment_too_big"
         self.largest = queue.largest
         self._forget(key)
         return frame

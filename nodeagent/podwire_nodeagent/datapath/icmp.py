@@ -30,7 +30,6 @@ REJECT_CODES = {
 
 QUOTE = 576  # bytes of an error, IP header included
 BURST = 6
-INTERVAL = 1.0
 MAX_PEERS = 4096
 DEFAULT_TTL = 64
 
@@ -41,13 +40,14 @@ class RateLimit:
     def __init__(self) -> None:
         self._peers: dict[bytes, tuple[float, float]] = {}  # tokens (in seconds), when last looked at
 
-    def allow(self, peer: bytes, now: float) -> bool:
-        tokens, last = self._peers.get(peer, (BURST * INTERVAL, now))
-        tokens = min(tokens + now - last, BURST * INTERVAL)
-        allowed = tokens >= INTERVAL
+    def allow(self, peer: bytes, now: float, interval: float = 1.0) -> bool:
+        """`interval` is icmp_ratelimit in seconds; 0 allows all."""
+        tokens, last = self._peers.get(peer, (BURST * interval, now))
+        tokens = min(tokens + now - last, BURST * interval)
+        allowed = tokens >= interval
         if peer not in self._peers and len(self._peers) >= MAX_PEERS:
             self._peers.pop(next(iter(self._peers)))
-        self._peers[peer] = (tokens - INTERVAL if allowed else tokens, now)
+        self._peers[peer] = (tokens - interval if allowed else tokens, now)
         return allowed
 
 

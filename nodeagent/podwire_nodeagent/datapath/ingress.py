@@ -150,13 +150,19 @@ def bridge_forward(stack: Stack, walk: Walk, bridge: Link, dst: bytes) -> None:
     if len(ports) == 1 and not dst[0] & 1:
         forward_to(stack, walk, bridge, ports[0])
         return
+    sent = None
     for port in ports:
-        forward_to(stack, copy_of(stack, walk), bridge, port)
+        own = copy_of(stack, walk)
+        forward_to(stack, own, bridge, port)
+        if own.verdict == "dropped":
+            stack.lost(own.reason)
+        else:
+            sent = own
     if dst[0] & 1:
         bridge_up(stack, walk, bridge)
-        walk.cacheable = False
-    if ports:
-        walk.verdict, walk.reason = "forwarded", ""
+    walk.cacheable = False
+    if sent is not None:
+        walk.verdict, walk.reason, walk.out_link = "forwarded", "", sent.out_link
     elif not walk.verdict:
         walk.drop("bridge_no_port", "bridge")
 

@@ -102,7 +102,7 @@ def source_routed(options: Buffer) -> bool:
 def passes(stack: Stack, walk: Walk, outcome: Outcome) -> bool:
     """What a hook's verdict means for the walk."""
     if walk.steps is not None:
-        walk.lap = walk.clock()
+        walk.timed()
     if outcome is ACCEPT or outcome.action == "accept":
         return True
     if outcome.action == "reject":
@@ -364,7 +364,7 @@ def send_error(stack: Stack, walk: Walk, kind: int, code: int, rest: int = 0) ->
     route = stack.fib.lookup(packet.src)
     if route is None or route.dev is None:
         return
-    if icmp.limited(kind, code) and not stack.icmp_limit.allow(packet.src, walk.now):
+    if icmp.limited(kind, code) and not stack.icmp_limit.allow(packet.src, walk.now, stack.settings.icmp_interval):
         stack.count("icmp.ratelimited")
         return
     source = packet.dst if stack.fib.is_local(packet.dst) else stack.fib.source(route, stack.links)

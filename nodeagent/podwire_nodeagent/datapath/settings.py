@@ -9,9 +9,11 @@ from the same dict.
 from __future__ import annotations
 
 from podwire_core.netlink import NetlinkError
+from podwire_nodeagent.datapath.netfilter.timeouts import SYSCTL_DEFAULTS
 
 PER_LINK = {"rp_filter": "0", "route_localnet": "0", "accept_local": "0", "forwarding": "0", "send_redirects": "0"}
 EFFECTLESS = (
+    "net.ipv4.icmp_ratemask",
     "net.ipv4.conf.*.send_redirects",
     "net.ipv4.conf.*.forwarding (ip_forward decides)",
     "net.ipv6.conf.all.forwarding",
@@ -26,20 +28,20 @@ DEFAULTS = {
     "net.bridge.bridge-nf-call-ip6tables": "1",
     "net.bridge.bridge-nf-call-arptables": "1",
 } | {f"net.ipv4.conf.{scope}.{name}": value for scope in ("all", "default") for name, value in PER_LINK.items()}
-OWN_PREFIXES = ("net.netfilter.", "net.ipv4.vs.")  # names that netfilter knows the rest of
 
 
 class Settings:
     """`values` is shared with netfilter."""
 
     def __init__(self) -> None:
-        self.values: dict[str, str] = dict(DEFAULTS)
+        self.values: dict[str, str] = {**DEFAULTS, **SYSCTL_DEFAULTS}
         self.forwarding = self.bridge_nf = False
+        self.icmp_interval = 1.0
         self._strict: dict[tuple[str, str], int] = {}
         self.reload()
 
     def check(self, name: str, value: str) -> None:
-        if name not in self.values and not name.startswith(OWN_PREFIXES) and not self._per_link(name):
+        if name not in self.values and not self._per_link(name):
             raise NetlinkError("ENOENT", f"no sysctl {name}")
         if not value.lstrip("-").isdigit():
             raise NetlinkError("EINVAL", f"sysctl {name}: not a number: {value!r}")
@@ -53,6 +55,7 @@ class Settings:
         """After a change of `values`."""
         self.forwarding = self.values["net.ipv4.ip_forward"] != "0"
         self.bridge_nf = self.values["net.bridge.bridge-nf-call-iptables"] != "0"
+        self.icmp_interval = int(self.values["net.ipv4.icmp_ratelimit"]) / 1000
         self._strict.clear()
 
     def rp_filter(self, dev: str) -> int:

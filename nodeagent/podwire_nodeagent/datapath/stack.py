@@ -6,7 +6,9 @@ others in memory by the tests.
 
 Rules:
 - `receive` never raises, whatever the frame. Each received frame ends as forwarded, delivered, dropped (with a reason),
-  rejected or consumed, and the counters "frames.*" add up to "frames.received".
+  rejected or consumed, and these counters "frames.*" add up to "frames.received". Copies of floods, packets that waited and
+  packets that the stack made are not among them; those that get dropped are "frames.lost", so that all "drop.*" together
+  are "frames.dropped" and "frames.lost".
 - Emitted frames may be the input buffer itself: the caller writes them before it reuses it. What the stack keeps it copies.
 - The tables change only by `apply`, `tick`, and what frames teach (neighbours, bridge, conntrack); whatever a cached flow
   might depend on calls `changed`.
@@ -37,7 +39,7 @@ from podwire_nodeagent.datapath.wire import ZERO_MAC, Buffer, Emit, Tunnel, addr
 
 __all__ = ["Emit", "Stack", "Tunnel"]
 
-FDB_PERIOD = 10.0  # how often ageing is looked at; a lookup looks at its entry's age anyway
+SWEEP = 10.0  # how often old flows and bridge entries are taken out; they are not used when old anyway
 LOOPBACK = "lo"
 
 
@@ -64,7 +66,7 @@ class Stack:
         self._nanoseconds = nanoseconds
         self._hops = 0
         self._ident = rng.below(65536)
-        self._fdb_due = 0.0
+        self._sweep_due = 0.0
         self.loopback = Link(self.links.new_index(), LOOPBACK, "loopback", ZERO_MAC, 65535)
         self._add_loopback()
 
@@ -131,6 +133,7 @@ class Stack:
             self.count("drop.no_such_link")
             return emits
         walk = self.new_walk(frame, link, now, emits)
+        walk.received = True
         key = flow_key(link_index, frame) if len(frame) >= SMALLEST and self.cache.enabled else None
         ingress.receive(self, walk, link)
         traced = self.finish(walk)
@@ -144,7 +147,6 @@ class Stack:
     def tick(self, now: float) -> list[Emit]:
         """Timers: neighbours, connections, fragments, ageing. Cheap when nothing is due."""
         self.cache.settle()
-        self.cache.expire(now)
         emits: list[Emit] = []
         due = self.neighbours.tick(now)
         for entry in due.requests:
@@ -156,8 +158,9 @@ class Stack:
         expired = self.reassembly.expire(now)
         if expired:
             self.count("fragments.timeout", expired)
-        if now >= self._fdb_due:
-            self._fdb_due = now + FDB_PERIOD
+        if now >= self._sweep_due:
+            self._sweep_due = now + SWEEP
+            self.cache.expire(now)
             if sum(link.fdb.expire(now) for link in self.links if link.fdb is not None and link.kind == "bridge"):
                 self.changed()
         return emits
@@ -183,7 +186,10 @@ class Stack:
     def finish(self, walk: Walk) -> bool:
         """Count and trace what a walk came to. True if it was traced."""
         if walk.verdict == "dropped":
-            self.count("drop." + walk.reason)
+            if walk.received:
+                self.count("drop." + walk.reason)
+            else:
+                self.lost(walk.reason)
         elif walk.verdict == "rejected":
             self.count("reject." + walk.reason)
         if self._filter is None or walk.steps is None or walk.reason == "neighbour_incomplete":
@@ -195,6 +201,11 @@ class Stack:
         self._hops += 1
         self.traced.append(tracer.hop(walk, self.node, self._hops, walk.now + self.time_offset, out))
         return True
+
+    def lost(self, reason: str) -> None:
+        """A packet was dropped that isn't a frame received just now: a copy, one that waited, one the stack made."""
+        self.count("drop." + reason)
+        self.count("frames.lost")
 
     def count(self, name: str, number: int = 1) -> None:
         self.counters[name] = self.counters.get(name, 0) + number

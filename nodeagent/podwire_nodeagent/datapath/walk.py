@@ -28,7 +28,8 @@ NO_TIME: Callable[[], int] = lambda: 0  # noqa: E731
 class Walk:
     """`link` is where the frame came in (None: the stack made it), `dev` the interface that IP sees (a port's bridge),
     `port` the bridge port it came by. `prerouted` says that the bridge has already been through PREROUTING
-    (br_netfilter). `largest_fragment` is the size of the biggest piece a packet was put together from."""
+    (br_netfilter). `received` walks are those of frames that came in (not copies, not what the stack makes).
+    `largest_fragment` is the size of the biggest piece a packet was put together from."""
 
     __slots__ = (
         "cacheable",
@@ -50,6 +51,7 @@ class Walk:
         "port",
         "prerouted",
         "reason",
+        "received",
         "seen",
         "started",
         "steps",
@@ -62,7 +64,7 @@ class Walk:
         self.dev: Link | None = link
         self.port: Link | None = None
         self.packet: Packet = _NO_PACKET
-        self.prerouted = False
+        self.prerouted = self.received = False
         self.largest_fragment = 0
         self.verdict = self.reason = ""
         self.out_link: Link | None = None
@@ -84,6 +86,13 @@ class Walk:
             at = self.clock()
             self.steps.append(Step(stage, action, detail, rule, ns=at - self.lap))
             self.lap = at
+
+    def timed(self) -> None:
+        """The time since the last step belongs to the step that a hook has written."""
+        at = self.clock()
+        if self.steps and not self.steps[-1].ns:
+            self.steps[-1].ns = at - self.lap
+        self.lap = at
 
     def drop(self, reason: str, stage: str = "") -> None:
         if not self.verdict:
@@ -119,6 +128,7 @@ class Waiting(NamedTuple):
     def resume(self, now: float, emits: list[Emit]) -> Walk:
         walk = self.walk
         walk.frame = self.packet.buf = self.frame
+        walk.received = False
         walk.packet, walk.now, walk.emits, walk.verdict = self.packet, now, emits, ""
         return walk
 

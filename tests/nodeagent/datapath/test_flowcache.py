@@ -1,0 +1,232 @@
+"""The flow cache: the same as no cache, for any sequence of packets, changes and time; and that it is used at all."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import packets
+from support.packets import ACK, FIN, PSH, RST, SYN, frame, tcp, udp
+from support.stacks import Cluster, Node, pod_mac, service_rules
+
+from podwire_core.netlink import (
+    AddrAdd,
+    AddrDel,
+    ConntrackDel,
+    FdbAdd,
+    FdbDel,
+    LinkSet,
+    NeighAdd,
+    NetlinkError,
+    RouteAdd,
+    RouteDel,
+    Subscribe,
+    SysctlSet,
+)
+
+A, B, REMOTE, FAR, NEAR = "10.244.1.5", "10.244.1.6", "10.244.2.6", "10.96.0.50", "10.96.0.51"
+RULES = {
+    FAR: service_rules(FAR, 80, [(REMOTE, 8080)]),
+    NEAR: service_rules(NEAR, 80, [(B, 8080)]),
+}
+CHANGES = [
+    (RouteAdd("10.244.2.0/24", "flannel.1", "10.244.2.0", onlink=True, replace=True),),
+    (RouteDel("10.244.2.0/24", missing_ok=True),),
+    (RouteAdd("10.244.2.6/32", type="blackhole", replace=True),),
+    (RouteDel("10.244.2.6/32", missing_ok=True),),
+    (LinkSet("veth2", up=False),),
+    (LinkSet("veth2", up=True),),
+    (LinkSet("veth1", hairpin=False, mtu=600),),
+    (LinkSet("flannel.1", mtu=1000),),
+    (LinkSet("flannel.1", mtu=1450),),
+    (RULES[FAR],),
+    (RULES[NEAR],),
+    (ConntrackDel(),),
+    (ConntrackDel(proto="udp"),),
+    (NeighAdd(B, "02:00:00:00:00:77", "cni0", replace=True),),
+    (FdbAdd("02:cc:00:00:00:02", "flannel.1", "192.168.1.99", replace=True),),
+    (FdbDel("02:cc:00:00:00:02", "flannel.1", missing_ok=True),),
+    (SysctlSet("net.ipv4.ip_forward", "0"),),
+    (SysctlSet("net.ipv4.ip_forward", "1"),),
+    (SysctlSet("net.bridge.bridge-nf-call-iptables", "0"),),
+    (SysctlSet("net.bridge.bridge-nf-call-iptables", "1"),),
+    (AddrAdd("cni0", "10.244.2.6/32", replace=True),),
+    (AddrDel("cni0", "10.244.2.6/32", missing_ok=True),),
+]
+
+# link, destination MAC, source MAC, source, destination, ports
+GATEWAY, VTEP1, VTEP2 = "02:bb:00:00:00:01", "02:cc:00:00:00:01", "02:cc:00:00:00:02"
+PATHS = [
+    ("veth1", GATEWAY, pod_mac(A), A, REMOTE, 1000, 2000),
+    ("flannel.1", VTEP1, VTEP2, REMOTE, A, 2000, 1000),
+    ("veth1", pod_mac(B), pod_mac(A), A, B, 1001, 2001),
+    ("veth2", pod_mac(A), pod_mac(B), B, A, 2001, 1001),
+    ("veth1", GATEWAY, pod_mac(A), A, B, 1002, 2002),
+    ("veth1", GATEWAY, pod_mac(A), A, FAR, 1003, 80),
+    ("flannel.1", VTEP1, VTEP2, REMOTE, A, 8080, 1003),
+    ("veth1", GATEWAY, pod_mac(A), A, NEAR, 1004, 80),
+    ("veth2", pod_mac(A), pod_mac(B), B, A, 8080, 1004),
+    ("veth1", GATEWAY, pod_mac(A), A, "192.168.1.12", 1005, 53),
+    ("host0", "02:00:a9:fe:01:01", "02:00:00:00:00:99", "192.168.1.11", FAR, 1006, 80),
+    ("host0", "02:00:a9:fe:01:01", "02:00:00:00:00:99", "192.168.1.11", A, 1007, 80),
+    ("eth0", "02:aa:00:00:00:01", "02:aa:00:00:00:02", "192.168.1.12", "192.168.1.11", 1008, 22),
+]
+FLAGS = [ACK, ACK, ACK, ACK | PSH, SYN, SYN | ACK, FIN | ACK, RST]
+
+
+def build(path, proto, flags, size, ttl, df, partial, odd) -> bytearray:
+    link, dst_mac, src_mac, src, dst, sport, dport = path
+    header = {"ttl": ttl, "df": df}
+    data = bytes(i & 255 for i in range(size))
+    if proto == "tcp":
+        packet = tcp(src, dst, sport, dport, flags, 5, 6, data, **header)
+    else:
+        packet = udp(src, dst, sport, dport, data, checksum=proto != "udp0", **header)
+    made = frame(dst_mac, src_mac, packet)
+    if partial and proto == "tcp":
+        size, at = len(made) - 44, 44 + 16
+        pseudo = packets.inet(packets.ip(src) + packets.ip(dst) + b"\0\x06" + size.to_bytes(2, "big"))
+        made[at : at + 2] = (0xFFFF ^ pseudo).to_bytes(2, "big")
+        gso, gso_size = (1, 536) if len(data) > 536 else (0, 0)
+        made[:10] = bytes((1, gso, 54, 0)) + gso_size.to_bytes(2, "little") + (34).to_bytes(2, "little") + b"\x10\0"
+    if odd == "padding":
+        made += b"\0\0\0"
+    elif odd == "checksum":
+        made[34] ^= 1
+    elif odd == "doff" and proto == "tcp":
+        made[56] = 0x10
+    elif odd == "truncated":
+        made = made[: max(24, len(made) // 2)]
+    return made
+
+
+PACKET = st.tuples(
+    st.just("packet"),
+    st.sampled_from(PATHS),
+    st.sampled_from(["tcp", "tcp", "udp", "udp", "udp0"]),
+    st.sampled_from(FLAGS),
+    st.sampled_from([0, 1, 64, 700, 1400, 1450, 3000]),
+    st.sampled_from([64, 64, 64, 2, 1]),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(["", "", "", "", "", "padding", "checksum", "doff", "truncated"]),
+    st.integers(1, 4),
+)
+EVENT = st.one_of(
+    PACKET,
+    PACKET,
+    PACKET,
+    st.tuples(st.just("change"), st.sampled_from(range(len(CHANGES)))),
+    st.tuples(st.just("wait"), st.sampled_from([0.1, 1.0, 5.0, 12.0, 40.0, 200.0])),
+)
+
+
+def node(cached: bool) -> Node:
+    made = Cluster(2).nodes[0]
+    made.stack.cache.enabled = cached
+    for address in (A, B):
+        made.add_pod(address)
+    for name, address in (("veth1", A), ("veth2", B)):
+        ask = packets.arp(1, pod_mac(address), address, "00:00:00:00:00:00", "10.244.1.1")
+        index = made.stack.link_index(name)
+        made.stack.receive(index, packets.ethernet(packets.BROADCAST, pod_mac(address), 0x806, ask), made.cluster.now)
+    return made
+
+
+def play(made: Node, event) -> list:
+    """What one event makes the stack send; time is the cluster's."""
+    stack, cluster = made.stack, made.cluster
+    if event[0] == "wait":
+        cluster.now += event[1]
+        return [(i, bytes(f), t) for i, f, t in stack.tick(cluster.now)]
+    if event[0] == "change":
+        try:
+            made.apply(*CHANGES[event[1]])
+        except NetlinkError as error:
+            return [error.errno_name]
+        return []
+    out = []
+    for _ in range(event[-1]):
+        data = build(*event[1:-1])
+        out += [(i, bytes(f), t) for i, f, t in stack.receive(stack.link_index(event[1][0]), data, cluster.now)]
+    return out
+
+
+def state(made: Node) -> dict:
+    """All that can be seen from outside, but what is the cache's own."""
+    now = made.cluster.now
+    dumps = {what: made.stack.dump(what, now) for what in ("links", "conntrack", "fdb", "neighs", "rules", "counters")}
+    dumps["counters"] = {k: v for k, v in dumps["counters"].items() if not k.startswith(("cache.", "generation"))}
+    return dumps
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(EVENT, min_size=5, max_size=60))
+def test_cache_on_is_cache_off(events):
+    on, off = node(True), node(False)
+    for made in (on, off):
+        made.apply(RULES[FAR])
+        for path, reverse in ((0, 1), (2, 3), (5, 6)):
+            established(made, PATHS[path], PATHS[reverse])
+    for event in events:
+        assert play(on, event) == play(off, event), event
+    assert state(on) == state(off)
+
+
+def established(made: Node, path, reverse) -> None:
+    for way, flags in ((path, SYN), (reverse, SYN | ACK), (path, ACK), (reverse, ACK)):
+        play(made, ("packet", way, "tcp", flags, 0, 64, True, False, "", 1))
+
+
+@pytest.mark.parametrize(("path", "reverse"), [(0, 1), (2, 3), (5, 6)])
+def test_established_flows_hit(path, reverse):
+    made = node(True)
+    made.apply(RULES[FAR])
+    established(made, PATHS[path], PATHS[reverse])
+    play(made, ("packet", PATHS[path], "tcp", ACK, 64, 64, True, False, "", 10))
+    play(made, ("packet", PATHS[reverse], "tcp", ACK, 64, 64, True, True, "", 10))
+    counters = made.stack.dump("counters", made.cluster.now)
+    assert counters["cache.hits"] >= 18
+    assert counters["frames.received"] == sum(
+        counters.get("frames." + verdict, 0) for verdict in ("forwarded", "delivered", "dropped", "rejected", "consumed")
+    )
+
+
+@pytest.mark.parametrize("change", [0, 2, 11], ids=["route", "blackhole", "conntrack"])
+def test_any_change_makes_the_next_packet_walk(change):
+    made = node(True)
+    made.apply(RULES[FAR])
+    established(made, PATHS[0], PATHS[1])
+    again = ("packet", PATHS[0], "tcp", ACK, 64, 64, True, False, "", 2)
+    play(made, again)
+    hits = made.stack.dump("counters", 0.0)["cache.hits"]
+    made.apply(*CHANGES[change])
+    play(made, (*again[:-1], 1))
+    assert made.stack.dump("counters", 0.0)["cache.hits"] == hits
+
+
+def test_a_traced_flow_is_not_cached_and_others_are():
+    made = node(True)
+    made.apply(RULES[FAR])
+    for path, reverse in ((0, 1), (2, 3)):
+        established(made, PATHS[path], PATHS[reverse])
+    made.stack.trace(Subscribe(1, (REMOTE,)))
+    for path in (0, 2):
+        play(made, ("packet", PATHS[path], "tcp", ACK, 64, 64, True, False, "", 5))
+    assert len(made.stack.traced) == 5
+    assert {hop.out_link for hop in made.stack.traced} == {"flannel.1"}
+    assert made.stack.dump("counters", 0.0)["cache.flows"] == 1
+
+
+def test_superframe_with_small_segments_hits_and_with_large_ones_does_not():
+    made = node(True)
+    made.apply(RULES[FAR])
+    established(made, PATHS[5], PATHS[6])
+    play(made, ("packet", PATHS[5], "tcp", ACK, 3000, 64, True, True, "", 3))
+    hits = made.stack.dump("counters", 0.0)["cache.hits"]
+    assert hits >= 2
+    big = build(PATHS[5], "tcp", ACK, 3000, 64, True, True, "")
+    big[4:6] = (1448).to_bytes(2, "little")
+    (sent,) = made.stack.receive(made.stack.link_index("veth1"), big, made.cluster.now)
+    answer = packets.decode(sent[1])
+    assert (answer.icmp, int.from_bytes(answer.rest, "big")) == ((3, 4), 1450)
