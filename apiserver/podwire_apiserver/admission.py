@@ -28,6 +28,11 @@ def copy(obj: Json) -> Json:
     return result
 
 
+def size(obj: Json) -> int:
+    """In bytes, as stored."""
+    return len(msgspec.msgpack.encode(obj))
+
+
 def default(obj: Json) -> Json:
     """The object with its defaults, as a new object."""
     result = copy(obj)
@@ -69,7 +74,8 @@ def _fill(target: Json, **defaults: object) -> None:
 
 def _namespace(obj: Json) -> None:
     obj["metadata"].setdefault("labels", {}).setdefault(NAME_LABEL, obj["metadata"].get("name", ""))
-    _spec(obj).setdefault("finalizers", ["kubernetes"])
+    if "deletionTimestamp" not in obj["metadata"]:  # else its controller may just have taken it away
+        _spec(obj).setdefault("finalizers", ["kubernetes"])
     obj.setdefault("status", {}).setdefault("phase", "Active")
 
 
@@ -223,16 +229,8 @@ def _cron_job(obj: Json) -> None:
 
 
 def _custom_resource_definition(obj: Json) -> None:
-    """A definition that has passed validation is established at once."""
     names = obj["spec"]["names"]
     _fill(names, singular=names["kind"].lower(), listKind=names["kind"] + "List")
-    stored = [version["name"] for version in obj["spec"]["versions"] if version.get("storage")]
-    when = {"lastTransitionTime": obj["metadata"].get("creationTimestamp")}
-    conditions = [
-        {"type": "NamesAccepted", "status": "True", "reason": "NoConflicts", "message": "no conflicts found", **when},
-        {"type": "Established", "status": "True", "reason": "InitialNamesAccepted", "message": "names were accepted", **when},
-    ]
-    _fill(obj.setdefault("status", {}), conditions=conditions, acceptedNames=dict(names), storedVersions=stored)
 
 
 _DEFAULTS: dict[tuple[str, str], Callable[[Json], None]] = {
