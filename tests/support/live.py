@@ -32,11 +32,12 @@ def inside(name: str, *command: str) -> list[str]:
 
 
 class Node:
-    """One datapath process: cni0, flannel.1 and eth0 as in a cluster."""
+    """One datapath process: cni0, flannel.1 and eth0 as in a cluster. `underlay` is its socket address, in namespace `space`."""
 
-    def __init__(self, nodes: Nodes, number: int) -> None:
-        self.nodes, self.number = nodes, number
-        self.ip, self.underlay, self.vtep = f"192.168.1.{10 + number}", f"127.0.{nodes.slot}.{10 + number}", f"10.244.{number}.0"
+    def __init__(self, nodes: Nodes, number: int, underlay: str = "", space: str = "") -> None:
+        self.nodes, self.number, self.space = nodes, number, space
+        self.ip, self.vtep = f"192.168.1.{10 + number}", f"10.244.{number}.0"
+        self.underlay = underlay or f"127.0.{nodes.slot}.{10 + number}"
         self.socket = f"{nodes.directory}/{number}.sock"
         self.pods: dict[str, str] = {}
         self.start()
@@ -44,7 +45,10 @@ class Node:
 
     def start(self) -> None:
         command = [sys.executable, "-m", "podwire_nodeagent.datapath", "--node", f"node{self.number}", "--socket", self.socket]
-        self.process = subprocess.Popen([*command, "--underlay", self.underlay], stdout=subprocess.PIPE, text=True)
+        command += ["--underlay", self.underlay]
+        if self.space:
+            command = inside(self.space, *command)
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == "ready\n"
         self.netlink = Netlink(self.socket)
@@ -120,10 +124,10 @@ class Nodes:
         self._spaces.append(path)
         return path
 
-    def add(self, count: int = 1) -> list[Node]:
+    def add(self, count: int = 1, underlay: str = "", space: str = "") -> list[Node]:
         """New nodes, each a peer of all."""
         for _ in range(count):
-            new = Node(self, len(self.nodes) + 1)
+            new = Node(self, len(self.nodes) + 1, underlay, space)
             for old in self.nodes:
                 old.peer(new.number, new.ip, new.underlay, mac_of(new.vtep))
                 new.peer(old.number, old.ip, old.underlay, mac_of(old.vtep))
@@ -139,3 +143,42 @@ class Nodes:
         for path in self._spaces:
             netns.delete(path)
         self._temporary.cleanup()
+
+
+# --- traffic whose content is compared --------------------------------
+
+SERVER = """
+import hashlib, socket, sys
+s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); s.bind((sys.argv[1], 7000)); s.listen()
+print("ready", flush=True)
+while True:
+    c, a = s.accept()
+    h = hashlib.sha256(); n = int.from_bytes(c.recv(8, socket.MSG_WAITALL), "big")
+    while n:
+        d = c.recv(min(n, 1 << 20)); h.update(d); n -= len(d)
+        if not d: break
+    c.sendall(h.hexdigest().encode()); c.close()
+"""
+CLIENT = """
+import hashlib, random, socket, sys
+s = socket.create_connection((sys.argv[1], 7000), 10); n = int(sys.argv[2])
+block = random.Random(5).randbytes(1 << 20); h = hashlib.sha256()
+s.sendall(n.to_bytes(8, "big"))
+while n:
+    d = block[:n]; s.sendall(d); h.update(d); n -= len(d)
+got = s.recv(64, socket.MSG_WAITALL).decode(); assert got == h.hexdigest(), (got, h.hexdigest()); print("same")
+"""
+
+
+def transfer(source: str, target: str, address: str, size: int) -> None:
+    """`size` bytes from one namespace to another, their content compared by hash."""
+    server = subprocess.Popen(inside(target, sys.executable, "-c", SERVER, address), stdout=subprocess.PIPE)
+    try:
+        assert server.stdout is not None
+        assert server.stdout.readline() == b"ready\n"
+        command = inside(source, sys.executable, "-c", CLIENT, address, str(size))
+        client = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert client.stdout == "same\n", client.stderr
+    finally:
+        server.kill()
+        server.wait()

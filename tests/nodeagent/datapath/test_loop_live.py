@@ -11,35 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.live import Node, Nodes, inside, netns_path
+from support.live import Node, Nodes, inside, netns_path, transfer
 
 from podwire_core import netns
 from podwire_core.netlink import LinkAdd, LinkDel, Subscribe
 from podwire_core.netlink_client import Netlink
 
 pytestmark = pytest.mark.root
-
-SERVER = """
-import hashlib, socket, sys
-s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); s.bind((sys.argv[1], 7000)); s.listen()
-print("ready", flush=True)
-while True:
-    c, a = s.accept()
-    h = hashlib.sha256(); n = int.from_bytes(c.recv(8, socket.MSG_WAITALL), "big")
-    while n:
-        d = c.recv(min(n, 1 << 20)); h.update(d); n -= len(d)
-        if not d: break
-    c.sendall(h.hexdigest().encode()); c.close()
-"""
-CLIENT = """
-import hashlib, random, socket, sys
-s = socket.create_connection((sys.argv[1], 7000), 10); n = int(sys.argv[2])
-block = random.Random(5).randbytes(1 << 20); h = hashlib.sha256()
-s.sendall(n.to_bytes(8, "big"))
-while n:
-    d = block[:n]; s.sendall(d); h.update(d); n -= len(d)
-got = s.recv(64, socket.MSG_WAITALL).decode(); assert got == h.hexdigest(), (got, h.hexdigest()); print("same")
-"""
 
 
 @pytest.fixture
@@ -50,20 +28,6 @@ def nodes() -> Iterator[Nodes]:
 
 def ping(space: str, address: str, *args: str) -> str:
     return subprocess.run(inside(space, "ping", "-n", "-W", "5", *args, address), capture_output=True, text=True).stdout
-
-
-def transfer(source: str, target: str, address: str, size: int) -> None:
-    """`size` bytes from one namespace to another, their content compared by hash."""
-    server = subprocess.Popen(inside(target, sys.executable, "-c", SERVER, address), stdout=subprocess.PIPE)
-    try:
-        assert server.stdout is not None
-        assert server.stdout.readline() == b"ready\n"
-        command = inside(source, sys.executable, "-c", CLIENT, address, str(size))
-        client = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        assert client.stdout == "same\n", client.stderr
-    finally:
-        server.kill()
-        server.wait()
 
 
 def test_two_pods_of_one_node(nodes: Nodes) -> None:
