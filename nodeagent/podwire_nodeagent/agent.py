@@ -124,8 +124,8 @@ class Agent:
             internal_ip=self._config.internal_ip,
             host_netns=str(self._host_netns),
         )
-        with open(self._dir / "log" / "standin.log", "ab") as log_file:
-            standins = StandinClient(str(self._dir / "standin.sock"), log_file, on_restart=lambda: kubelet.standins_lost())
+        log_file = open(self._dir / "log" / "standin.log", "ab")  # noqa: SIM115  for every stand-in process to come
+        standins = StandinClient(str(self._dir / "standin.sock"), log_file, on_restart=lambda: kubelet.standins_lost())
         kubelet = Kubelet(config, api, self._pods, standins, recorder)
         return kubelet
 
