@@ -96,7 +96,7 @@ class SimulatedNode:
         cidr = flannel.pod_cidr(decode(Node, self.object))
         if not cidr:
             return
-        network_, conf = ipaddress.IPv4Network(cidr), flannel.net_conf(self.object, "", "")["plugins"][0]
+        network_, conf = ipaddress.IPv4Network(cidr), flannel.net_conf(self.object, "memory", "memory")["plugins"][0]
         ops: list[AnyOp] = []
         ports = {}
         for pod in pods:

@@ -9,6 +9,7 @@ import socket
 import struct
 from typing import NamedTuple
 
+from podwire_core.trace import Digest
 from podwire_nodeagent.datapath.wire import (
     ARP,
     ARP_END,
@@ -151,3 +152,8 @@ def redirected(frame: bytearray, to: bytes, source: bytes) -> bytearray:
 def opens_a_flow(seen: Seen, protocol: str) -> bool:
     """Not an answer: no RST, no ICMP error."""
     return seen.protocol == PROTOCOLS[protocol] and (seen.protocol != TCP or seen.flags == _SYN)
+
+
+def digest(source: str, destination: str, port: int) -> Digest:
+    """Of a packet that no stack has seen."""
+    return Digest(source, destination, dport=port)
