@@ -23,6 +23,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from podwire_core.objects import Container, Probe
+from podwire_nodeagent.kubelet.env import PATH
 
 Ports = list[tuple[str, int]]
 
@@ -51,6 +52,11 @@ class Missing(Struct):
 Answer = Program | StandIn | Missing
 
 
+def installed(program: str) -> str | None:
+    """Where a container would find it."""
+    return shutil.which(program, path=PATH)
+
+
 class Place(Struct):
     """Where a container is: what the table's entries may need to know."""
 
@@ -58,7 +64,7 @@ class Place(Struct):
     api_socket: Path
     run_dir: Path
     pod_ip: str
-    which: Callable[[str], str | None] = shutil.which
+    which: Callable[[str], str | None] = installed
 
 
 class Image(Struct, frozen=True):
@@ -124,8 +130,7 @@ def resolve(container: Container, place: Place, init: bool = False, restarts: bo
         return _coredns(container, place)
     image = TABLE.get(name)
     if image is not None:
-        installed = place.which(image.program) is not None
-        if installed:
+        if place.which(image.program) is not None:
             return _program(image, container, place)
         if not image.ports:
             return Missing(_mend(container.image, image))

@@ -252,7 +252,7 @@ class Kubelet:
             raise ApiError(400, waiting)
 
         def running() -> bool:
-            return record.attempt == attempt and record.state == RUNNING
+            return record.attempt == attempt and record.ended is None
 
         async def send_chunk(data: bytes) -> None:
             await send(LogsChunk(data))

@@ -64,7 +64,7 @@ async def _within(seconds: float, attempt: Callable[[], Awaitable[Result]], late
         try:
             return await attempt()
         except OSError as error:
-            return Result(False, str(error))
+            return Result(False, error.strerror or str(error))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return Result(False, "read: connection reset by peer")
     return Result(False, late)

@@ -62,7 +62,7 @@ async def start(worker: PodWorker, name: str) -> bool:
 def _place(worker: PodWorker) -> Place:
     config = worker.node.config
     ip = worker.record.sandbox.ips[0] if worker.record.sandbox.ips else config.internal_ip
-    return Place(config.python, config.api_socket, config.run_dir, ip)
+    return Place(config.python, config.api_socket, config.run_dir, ip, images.installed)
 
 
 def _prepare_volumes(worker: PodWorker) -> None:
@@ -79,6 +79,7 @@ def _begin_run(record: Record) -> None:
         record.restarts += 1
         plan.restarted(record, time.time())
         record.last, record.ended = record.ended, None
+    record.state, record.reason, record.message = WAITING, "ContainerCreating", ""
     record.attempt += 1
     record.id = secrets.token_hex(32)
     record.image_tries = 0

@@ -132,7 +132,7 @@ def _ready(record: PodRecord, spec: PodSpec, phase_now: str, conditions: dict[st
 
 
 def _container_status(container: Container, record: Record) -> Json:
-    last = record.ended if record.state == WAITING else record.last
+    last = record.ended or record.last if record.state == WAITING else record.last
     return {
         "name": container.name,
         "image": container.image,
