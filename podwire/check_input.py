@@ -57,8 +57,7 @@ def _flat(obj: Any, where: str) -> list[Json]:
         return [obj]
     if not isinstance(obj.get("metadata"), dict) or not isinstance(obj["metadata"].get("name"), str):
         raise ValueError(f"{where} ({obj['kind']}): $.metadata.name: missing")
-    copied = admission.copy(obj)
-    admission.without_nulls(copied)
+    copied = admission.copy_without_nulls(obj)
     _validate(copied, where)
     return [copied]
 

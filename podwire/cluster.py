@@ -141,8 +141,9 @@ def wait_until_serving(api: SyncClient, poll: Poll, report: Report) -> None:
 
 def settle(api: SyncClient, nodes: int, poll: Poll, report: Report) -> None:
     """Gives a cluster its kube-system, and waits for its nodes and for DNS."""
-    api.apply_many(kubesystem.objects())
+    api.apply_many(kubesystem.before_nodes())
     _wait_for_nodes(api, nodes, poll, report)
+    api.apply_many(kubesystem.after_nodes())
     _wait_for_dns(api, poll, report)
 
 

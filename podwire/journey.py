@@ -19,7 +19,6 @@ from podwire_core.trace import Digest, Hop, Step
 
 CLOCK_SKEW = 0.005  # seconds by which a packet may seem to arrive before it left: the nodes' clocks, and batching
 ICMP_ERRORS = (3, 11, 12)  # unreachable, time exceeded, parameter problem
-TRANSLATIONS = ("dnat", "snat", "masquerade")
 
 Sockets = tuple[str, str, int, str, int]  # protocol, source, source port, destination, destination port
 

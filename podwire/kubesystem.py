@@ -36,9 +36,14 @@ COREFILE = f"""\
 """
 
 
-def objects(replicas: int = 2) -> list[Json]:
-    """In the order in which they can be applied."""
-    return [_config(), _service(), _deployment(replicas)]
+def before_nodes() -> list[Json]:
+    """What nodes may find when they come."""
+    return [_config(), _service()]
+
+
+def after_nodes(replicas: int = 2) -> list[Json]:
+    """What is to be spread over nodes, so applied when they are there."""
+    return [_deployment(replicas)]
 
 
 def _meta(name: str, **more: object) -> Json:
@@ -93,8 +98,11 @@ def _pod_spec() -> Json:
         "livenessProbe": {"httpGet": {"path": "/health", "port": 8080}, "initialDelaySeconds": 60, "failureThreshold": 5},
         "readinessProbe": {"httpGet": {"path": "/ready", "port": 8181}, "periodSeconds": 1},
     }
+    apart = {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": LABELS}}
+    anti_affinity = {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": apart}]}
     return {
         "priorityClassName": "system-cluster-critical",
+        "affinity": {"podAntiAffinity": anti_affinity},
         "dnsPolicy": "Default",
         "containers": [container],
         "volumes": [

@@ -48,6 +48,7 @@ class Flow(Struct):
 @click.option("--proto", type=click.Choice(["tcp", "udp", "icmp", "sctp"]), help="Only of this protocol.")
 @click.option("--port", type=int, help="Only to this port, before or after translation.")
 @click.option("--state", help="Only in this state: ESTABLISHED, TIME_WAIT …")
+@click.option("--all", "everything", is_flag=True, help="Also the kubelets' probes of their nodes' pods.")
 @namespace_option
 @output_option()
 @session_command
@@ -59,6 +60,7 @@ def flows(
     proto: str | None,
     port: int | None,
     state: str | None,
+    everything: bool,
     namespace: str | None,
     output: str | None,
 ) -> None:
@@ -80,11 +82,18 @@ def flows(
         and (proto is None or proto == flow.proto)
         and (port is None or port in (flow.destination_port, flow.backend_port))
         and (state is None or state.upper() == flow.state)
+        and (everything or not is_probe(flow, names))
     ]
     if output == "json":
         print_json(found)
     else:
         click.echo(text_of(found, names))
+
+
+def is_probe(flow: Flow, names: dict[str, str]) -> bool:
+    """A node and a pod on it."""
+    source, backend = names.get(flow.source, ""), names.get(flow.backend, "")
+    return source.startswith("node ") and backend.startswith("pod ") and backend.endswith(f" on {source[5:]}")
 
 
 def read_tables(session: Session) -> dict[str, list[ConntrackInfo]]:

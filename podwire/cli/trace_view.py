@@ -10,17 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from msgspec import Struct, field
+from msgspec import Struct, field, structs
 from rich.console import Console
 from rich.markup import escape
 
-from podwire.journey import TRANSLATIONS, Connection, Passage, totals
+from podwire.journey import Connection, Passage, totals
 from podwire_core.trace import Digest, Hop, Step
 
 DNS_PORT = 53
-QUIET = ("pass",)  # stages that let a packet pass without having decided anything
+QUIET = ("pass", "accept")  # of a stage that let a packet pass without having looked at a rule
+TRANSLATIONS = ("dnat", "snat", "masquerade")
 COLOURS = {
-    **dict.fromkeys(TRANSLATIONS, "magenta"),
+    **dict.fromkeys((*TRANSLATIONS, "un-dnat", "un-snat"), "magenta"),
     **dict.fromkeys(("drop", "reject", "error"), "bold red"),
     **dict.fromkeys(("encapsulate", "decapsulate"), "cyan"),
     **dict.fromkeys(("accept", "deliver", "established", "new", "related"), "green"),
@@ -134,18 +135,16 @@ class _View:
     def hop(self, hop: Hop, first: bool) -> None:
         entry = f"in {escape(hop.in_link)}" + (f" [dim]({escape(hop.in_alias)})[/]" if hop.in_alias else "")
         self.line(f"     [bold]{escape(hop.node)}[/]  {entry}")
-        for step in hop.steps:
-            if step.action in QUIET and not step.rule and not step.evaluated:
-                continue
+        for step in worth_showing(hop.steps):
             self.step(step)
         self.outcome(hop)
 
     def step(self, step: Step) -> None:
         colour = COLOURS.get(step.action, "white")
-        cost = f"{step.evaluated} rules" if step.evaluated else ""
-        time = _micro(step.ns) if step.ns else ""
-        detail = escape(step.detail)
-        self.line(f"       {step.stage:<17} [{colour}]{step.action:<12}[/] {detail:<52} [dim]{cost:>9} {time:>9}[/]".rstrip())
+        rules = f"{step.evaluated} rules" if step.evaluated else ""
+        cost = f" [dim]{rules:>9} {_micro(step.ns) if step.ns else '':>9}[/]" if rules or step.ns else ""
+        detail = escape(f"{step.detail:<52}" if cost else step.detail)
+        self.line(f"       {step.stage:<17} [{colour}]{step.action:<12}[/] {detail}{cost}")
         for line in _because(step):
             self.line(f"       {'':<17} [dim]{escape(line)}[/]")
 
@@ -166,9 +165,24 @@ class _View:
             self.line(f"       {hop.verdict} {escape(hop.reason)}{took}".rstrip())
 
 
+def worth_showing(steps: Iterable[Step]) -> list[Step]:
+    """Not the stages that looked at no rule; a translation that was decided and then done is one step."""
+    shown: list[Step] = []
+    for step in steps:
+        before = shown[-1] if shown else None
+        if step.action in QUIET and not step.evaluated:
+            continue
+        if before is not None and (before.stage, before.action) == (step.stage, step.action) and not step.rule:
+            shown[-1] = structs.replace(before, ns=before.ns + step.ns)
+            continue
+        shown.append(step)
+    return shown
+
+
 def _because(step: Step) -> Iterable[str]:
-    """Why a stage decided as it did: the rule, what the rule is there for, the chains that led to it."""
-    if step.rule and step.rule != step.detail:
+    """Why a stage decided as it did: the rule, what the rule is there for, the chains that led to it. That no rule held, and the
+    chain's policy decided, goes without saying."""
+    if step.rule and step.rule != step.detail and not step.rule.startswith("-P "):
         yield step.rule
     if step.origin:
         yield f"because of {step.origin}"
@@ -191,4 +205,4 @@ def _ends(d: Digest) -> str:
 
 
 def _micro(ns: int) -> str:
-    return f"{ns / 1e6:.1f} ms" if ns >= 10_000_000 else f"{ns / 1000:.1f} µs"
+    return f"{ns / 1e6:.1f} ms" if ns >= 1_000_000 else f"{ns / 1000:.1f} µs"
