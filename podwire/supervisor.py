@@ -56,6 +56,7 @@ class Service:
 
     def start(self, now: float, environ: dict[str, str]) -> None:
         """posix_spawn rather than fork: the supervisor blocks signals, its children must not."""
+        self.started = now  # also when it fails below: a start that is refused is no good run
         log = os.open(self.state.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
             self.state.pid = os.posix_spawn(
@@ -72,7 +73,7 @@ class Service:
             )
         finally:
             os.close(log)
-        self.started, self.due = now, None
+        self.due = None
 
     def ended(self, status: int, now: float) -> None:
         """The process is gone: decide when it starts again."""
@@ -96,6 +97,8 @@ class Supervisor:
         watched = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT}
         signal.pthread_sigmask(signal.SIG_BLOCK, watched)
         while True:
+            if not self.directory.exists():
+                return  # the cluster was removed behind our back; what is left ends with this process
             if self.start_due():
                 self.write_state()
             caught = signal.sigtimedwait(watched, self.until_next())

@@ -46,6 +46,14 @@ class TestBackOff:
         assert service.due == 200.0 + GOOD_RUN
         assert service.state.exit == -9
 
+    def test_a_start_that_is_refused_backs_off_too(self, tmp_path):
+        service = Service("x", ["/bin/true"], tmp_path / "absent" / "x.log")
+        for _ in range(4):
+            with pytest.raises(FileNotFoundError):
+                service.start(500.0, {})
+            service.ended(-2, 500.0)
+        assert service.due > 500.0
+
 
 def test_command_lines_of_a_cluster(tmp_path):
     found = {service.state.name: " ".join(service.state.argv[1:]) for service in services_of(Config("c", 2, slot=3), tmp_path)}
