@@ -46,17 +46,24 @@ def default_in_place(obj: Json) -> None:
         function(obj)
 
 
-def without_nulls(value: object) -> object:
-    """A null field means an absent one in Kubernetes' own kinds (YAML's `ports:` with nothing after it). In place."""
+_NULL = b"\xc0"  # in msgpack; the byte is in no UTF-8 text, so most objects have none
+
+
+def copy_without_nulls(obj: Json) -> Json:
+    """A copy where null fields are absent, which is what they mean in Kubernetes' own kinds (`ports:` with nothing after it)."""
+    data = msgspec.msgpack.encode(obj)
+    result: Json = msgspec.msgpack.decode(data)
+    if _NULL in data:
+        _drop_nulls(result)
+    return result
+
+
+def _drop_nulls(value: object) -> None:
     if isinstance(value, dict):
         for key in [key for key, item in value.items() if item is None]:
             del value[key]
-        for item in value.values():
-            without_nulls(item)
-    elif isinstance(value, list):
-        for item in value:
-            without_nulls(item)
-    return value
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _drop_nulls(item)
 
 
 def _spec(obj: Json) -> Json:

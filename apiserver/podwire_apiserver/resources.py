@@ -98,9 +98,7 @@ class Resources:
 
     def _typed(self, info: ResourceInfo, given: Json) -> Json:
         """A copy whose fields have the right types."""
-        obj = admission.copy(given)
-        if info in BUILTIN:
-            admission.without_nulls(obj)
+        obj = admission.copy_without_nulls(given) if info in BUILTIN else admission.copy(given)
         obj.setdefault("metadata", {})
         _refuse(info, obj, validation.type_problems(info, obj))
         if info.namespaced:

@@ -1,17 +1,18 @@
 """Drives the controllers over the server's state: one task at a time, its actions performed at once.
 
-Rules it keeps: the engine hears of every write from the state itself, in the same step, so a controller always sees what was
-written before, its own writes included. Between a reconcile and its writes nothing else runs, so they can't conflict with
-clients. One controller's exception is logged, counted and retried with back-off, and ends nothing else. Requests are served
-between tasks. A write that the server refuses (a name that is taken, a terminating namespace) makes the task come back later.
+Rules it keeps: a controller always sees what was written before, its own writes included, and between a reconcile and its
+writes nothing else runs, so they can't conflict with clients. One controller's exception is logged, counted and retried with
+back-off, and ends nothing else. Requests are served between slices of tasks; a slice is one transaction of the store, since a
+commit costs more than a write. A write that the server refuses (a terminating namespace …) makes the task come back later.
 
-Order to read: Runner, perform, events.
+Order to read: Runner (the loop, a task), actions, events.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 
@@ -64,9 +65,9 @@ class Runner:
 
     async def run(self) -> None:
         while True:
-            began = trio.current_time()
-            while trio.current_time() - began < SLICE and self.step():
-                pass
+            if not self.work():
+                self.counters["controllers.lost_slices"] += 1
+                await trio.sleep(1.0)
             at = self.engine.next_time()
             if at is not None and at <= self._clock():
                 await trio.lowlevel.checkpoint()
@@ -74,6 +75,19 @@ class Runner:
             self._wake = trio.Event()
             with trio.move_on_after(RESYNC if at is None else max(0.0, at - self._clock())):
                 await self._wake.wait()
+
+    def work(self) -> bool:
+        """As much as is due and fits into a slice. False if it could not be stored; then everything will be looked at again."""
+        deadline = time.monotonic() + SLICE
+        try:
+            with self._resources.state.transaction():
+                while time.monotonic() < deadline and self.step():
+                    pass
+        except ApiError as error:
+            log.error("controllers' writes were not stored: %s", error)
+            self._look_at_everything()
+            return False
+        return True
 
     def step(self) -> bool:
         """One task; False if none is due."""

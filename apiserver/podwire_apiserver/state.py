@@ -58,6 +58,7 @@ class State:
         self.catalogue, self.view, self.hub = Catalogue(), View(), Hub()
         self.listeners: list[Callable[[Committed], None]] = []
         self._pending: list[Committed] | None = None  # in a transaction
+        self._broken: StoreError | None = None  # in a transaction: SQLite may have rolled back on its own (a full disk)
         self._load()
 
     def _load(self) -> None:
@@ -130,12 +131,15 @@ class State:
         assert kept is not None
         value = _encode(kept)
         key = key_of(kept)
+        if self._broken is not None:
+            raise ApiError(500, str(self._broken))
         try:
             expected = revision_of(old) if old is not None else 0
             event = self.store.compare_and_set(store_key(info, key), expected, None if new is None else value)
         except Conflict:
             raise ApiError(409, f'{info.plural} "{kept["metadata"]["name"]}" was changed meanwhile') from None
         except StoreError as error:
+            self._broken = error if self._pending is not None else None
             raise ApiError(500, str(error)) from None
         with_revision(kept := {**kept, "metadata": dict(kept["metadata"])}, event.revision)
         kind = self.catalogue.name(info)
@@ -156,6 +160,8 @@ class State:
         try:
             with self.store.transaction():
                 yield
+                if self._broken is not None:
+                    raise self._broken
             done = self._pending
         except BaseException as error:
             for commit in reversed(self._pending):
@@ -164,7 +170,7 @@ class State:
                 raise ApiError(500, str(error)) from None
             raise
         finally:
-            self._pending = None
+            self._pending = self._broken = None
         self._announce(done)
 
     def _announce(self, commits: list[Committed]) -> None:
