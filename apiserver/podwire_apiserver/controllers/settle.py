@@ -24,6 +24,7 @@ from .common import condition_of, finished, phase_of, with_condition
 from .endpoints import addresses_of
 from .engine import Controller
 from .memory import Memory
+from .nodes import NodeIpamController
 from .registry import workload_controllers
 from .view import Change, View, labels_of, namespace_of
 
@@ -71,6 +72,7 @@ class Settling:
         controllers = [
             Sparing(each, spared) if each.name in _ENDPOINTS else each for each in workload_controllers(cluster_cidr, node_mask)
         ]
+        self.networks = NodeIpamController(cluster_cidr, node_mask)
         self.memory = Memory(controllers, admit=admission.default)
         ranges = [
             cidr for obj in self.given if obj["kind"] == "ServiceCIDR" for cidr in (obj.get("spec") or {}).get("cidrs") or ()
@@ -80,10 +82,7 @@ class Settling:
 
     def run(self) -> list[Json]:
         self._create_namespaces()
-        nodes = [obj for obj in self.given if obj["kind"] == "Node"]
-        for node in self._addressed(nodes):
-            self.memory.create(node, self.now)
-        self.memory.run(self.now)  # networks first: they tell where pods with addresses are
+        self._create_nodes()
         self._create_services([obj for obj in self.given if obj["kind"] == "Service"])
         for obj in self.given:
             if obj["kind"] not in ("Node", "Namespace", "Service"):
@@ -104,6 +103,14 @@ class Settling:
         for name in sorted({namespace_of(obj) for obj in self.given} - {""}):
             if self.memory.view.get("Namespace", name) is None:
                 self._create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+
+    def _create_nodes(self) -> None:
+        """With their networks, which tell where pods with addresses are. No other controller runs before all is there."""
+        for node in self._addressed([obj for obj in self.given if obj["kind"] == "Node"]):
+            self._create(node)
+        for name in sorted(self.memory.view.all("Node")):
+            for action in self.networks.reconcile(self.memory.view, name, self.now):
+                self.memory.perform(action, self.now)
 
     def _create(self, obj: Json) -> None:
         if self.memory.view.get(obj["kind"], key_of(obj)) is not None:
