@@ -77,3 +77,17 @@ def until(condition: Callable[[], T], what: str, seconds: float = 30.0) -> T:
         assert time.monotonic() < end, f"timed out: {what}"
         time.sleep(0.05)
     return found
+
+
+def read_new(process: subprocess.Popen[str]) -> str:
+    """What a running command has printed since the last call; never waits."""
+    assert process.stdout is not None
+    fd = process.stdout.fileno()
+    os.set_blocking(fd, False)
+    parts = []
+    try:
+        while data := os.read(fd, 65536):
+            parts.append(data)
+    except BlockingIOError:
+        pass
+    return b"".join(parts).decode()

@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from tests.support.cluster import PODWIRE, ROOT, until
+from tests.support.cluster import PODWIRE, ROOT, read_new, until
 
 pytestmark = [pytest.mark.root, pytest.mark.system, pytest.mark.timeout(300)]
 
@@ -79,12 +79,11 @@ class TestObjects:
 
     def test_watch_prints_changes(self, cluster):
         with cluster.popen("get", "cm", "-w", "-o", "name", stdout=subprocess.PIPE) as watch:
-            os.set_blocking(watch.stdout.fileno(), False)
             seen = ""
 
             def read():
                 nonlocal seen
-                seen += watch.stdout.read() or ""
+                seen += read_new(watch)
                 return seen
 
             until(

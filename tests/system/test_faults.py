@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cluster import ROOT, until
+from tests.support.cluster import ROOT, read_new, until
 
 pytestmark = [pytest.mark.root, pytest.mark.system, pytest.mark.timeout(300)]
 
@@ -57,7 +57,7 @@ spec:
   containers:
     - name: echo
       image: python:3.12
-      command: [python3, -c, {ECHO!r}]
+      command: [python3, -c, {json.dumps(ECHO)}]
       ports: [{{containerPort: 7}}]
       readinessProbe: {{tcpSocket: {{port: 7}}, periodSeconds: 1}}
 ---
@@ -84,11 +84,10 @@ class Outages:
     def __init__(self, process):
         self.process = process
         self.outcomes = []
-        os.set_blocking(process.stdout.fileno(), False)
         self.rest = ""
 
     def read(self):
-        self.rest += self.process.stdout.read() or ""
+        self.rest += read_new(self.process)
         *lines, self.rest = self.rest.split("\n")
         for line in lines:
             word, when = line.split()
