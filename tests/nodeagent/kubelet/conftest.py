@@ -192,6 +192,11 @@ class World:
         await self.kubelet.logs(LogsRequest(pod, **request), send)
         return text.decode()
 
+    async def until_logged(self, pod: str, text: str) -> None:
+        with trio.fail_after(10):
+            while text not in await self.logs(pod):
+                await trio.sleep(0.01)
+
     def pid(self, key: str, name: str) -> int:
         """Of the container's program."""
         worker = next(w for w in self.kubelet._workers.values() if w.record.pod["metadata"]["name"] == key.rpartition("/")[2])

@@ -2,9 +2,12 @@
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import trio
+
+from podwire_nodeagent.kubelet import userns
 
 pytestmark = pytest.mark.root
 
@@ -23,6 +26,7 @@ def test_a_pod_runs_in_namespaces_of_its_own(world):
             status = world.status(key)
             assert (status["phase"], status["podIP"], status["hostIP"]) == ("Running", "10.244.1.2", "127.0.0.1")
             assert world.reasons() == ["Pulled", "Created", "Started"]
+            await world.until_logged(key, "ndots:5")
             text = await world.logs(key)
             assert text.splitlines()[0] == "cl"
             assert (
@@ -223,7 +227,7 @@ def test_environment_and_files_of_a_config_map(world):
             world.objects["ConfigMap", "default", "cm"] = {"metadata": {"resourceVersion": "1"}, "data": {"GREETING": "hello"}}
             world.sync()
             await world.until_ready(key)
-            assert await world.logs(key, tail=1) == "hello 10.96.0.1\n"
+            await world.until_logged(key, "hello 10.96.0.1\n")
             world.objects["ConfigMap", "default", "cm"] = {"metadata": {"resourceVersion": "2"}, "data": {"GREETING": "bye"}}
             world.sync()
             with trio.fail_after(10):
@@ -240,5 +244,46 @@ def test_a_missing_program_waits_like_a_missing_image(world, monkeypatch):
             key = world.pod("p", {"name": "c", "image": "networkstatic/iperf3"})
             await world.until(lambda: world.container(key).get("state", {}).get("waiting", {}).get("reason") == "ErrImagePull")
             assert "apt install iperf3" in world.container(key)["state"]["waiting"]["message"]
+
+    trio.run(main)
+
+
+def test_a_memory_limit_is_enforced_where_a_control_group_can_be_written(world):
+    async def main():
+        async with world.running(cgroup_root=Path("/sys/fs/cgroup")):
+            eater = {"name": "c", "image": "python", "command": ["python3", "-c", "x = bytearray(200 << 20); print(len(x))"]}
+            key = world.pod("p", {**eater, "resources": {"limits": {"memory": "32Mi"}}}, restartPolicy="Never")
+            await world.until(lambda: world.status(key).get("phase") in ("Failed", "Succeeded"))
+            ended = world.container(key)["state"]["terminated"]
+            if "LimitsNotEnforced" in world.reasons():
+                assert ended["exitCode"] == 0
+            else:
+                assert (ended["reason"], ended["exitCode"]) == ("OOMKilled", 137)
+            await world.api.delete("Pod", "p", "default", grace=0)
+
+    trio.run(main)
+
+
+def test_without_control_groups_an_event_says_so_once(world):
+    async def main():
+        async with world.running():
+            limited = {"resources": {"limits": {"cpu": "1"}}}
+            for name in ("p", "q"):
+                await world.until_ready(world.pod(name, shell("exec sleep 1000", **limited)))
+            assert world.reasons().count("LimitsNotEnforced") == 1
+
+    trio.run(main)
+
+
+def test_users_and_privileges(world):
+    async def main():
+        async with world.running():
+            security = {"securityContext": {"runAsUser": 1000, "runAsGroup": 3000, "capabilities": {"drop": ["ALL"]}}}
+            key = world.pod("p", shell("id -u; id -g; grep CapBnd /proc/self/status; exec sleep 1000", **security))
+            await world.until_logged(key, "CapBnd")
+            uid, gid, bounding = (await world.logs(key)).splitlines()
+            inside = userns.inside()
+            assert (uid, gid) == (("0", "0") if inside else ("1000", "3000"))
+            assert int(bounding.split()[1], 16) == 0
 
     trio.run(main)

@@ -14,7 +14,6 @@ Order to read: main, container, exec, the child's side, waiting.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -222,16 +221,25 @@ def _execute(spec: Spec, status: int) -> NoReturn:
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)  # Python ignores them, and exec would pass that on
     program = spec["argv"][0]
+    path = _find(program, spec["env"].get("PATH", ""))
+    code, text = 127, "executable file not found in $PATH"
     try:
-        os.execvpe(program, spec["argv"], spec["env"])
+        if path:
+            os.execve(path, spec["argv"], spec["env"])
     except (FileNotFoundError, NotADirectoryError) as error:
-        code, text = 127, f"stat {program}: no such file or directory" if "/" in program else "executable file not found in $PATH"
-        if error.errno == errno.ENOTDIR:
-            text = f"stat {program}: not a directory"
+        code, text = 127, f"stat {program}: {error.strerror}".lower()
     except OSError as error:
-        code, text = 126, f"{error.strerror}".lower()
+        code, text = 126, str(error.strerror).lower()
     _say(status, {"error": f'exec: "{program}": {text}', "code": code})
     os._exit(code)
+
+
+def _find(program: str, path: str) -> str:
+    """The program's file: the first in PATH that can be executed, else the first there is, else ""."""
+    if "/" in program:
+        return program
+    there = [file for folder in path.split(":") if os.path.isfile(file := f"{folder or '.'}/{program}")]
+    return next((file for file in there if os.access(file, os.X_OK)), there[0] if there else "")
 
 
 def _become_init(status: int) -> None:
