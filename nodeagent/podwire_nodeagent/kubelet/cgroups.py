@@ -26,13 +26,12 @@ class Cgroups:
 
     def _find(self, root: Path, node: str) -> None:
         if (root / "cgroup.controllers").exists():
-            parent = root / "podwire" / node
-            if _usable(parent) and _delegate(root, parent):
-                self.kind, self._parents = "v2", {"all": parent}
+            if _usable(root / "podwire") and _delegate(root, root / "podwire"):
+                self.kind, self._parents = "v2", {"all": root / "podwire" / node}
             return
-        parents = {name: root / name / "podwire" / node for name in ("memory", "cpu") if (root / name / "tasks").exists()}
+        parents = {name: root / name / "podwire" for name in ("memory", "cpu") if (root / name / "tasks").exists()}
         if parents and all(_usable(path) for path in parents.values()):
-            self.kind, self._parents = "v1", parents
+            self.kind, self._parents = "v1", {name: path / node for name, path in parents.items()}
 
     def create(self, uid: str, container: str, resources: ResourceRequirements | None) -> list[str]:
         """Groups with the container's limits: the directories its first process joins. [] without limits or groups."""
@@ -44,7 +43,7 @@ class Cgroups:
         for group in groups.values():
             group.mkdir(parents=True, exist_ok=True)
             if self.kind == "v2":
-                _write(group.parent / "cgroup.subtree_control", "+cpu +memory")
+                _delegate(group.parent.parent, group.parent)
         quota = max(1000, quantity.milli(cpu) * PERIOD // 1000) if cpu is not None else None
         amount = quantity.value(memory) if memory is not None else None
         if self.kind == "v2":
@@ -74,11 +73,11 @@ class Cgroups:
         """The groups of a container, or of a pod with all its containers; those still in use stay for the next call."""
         for parent in self._parents.values():
             pod = parent / uid
-            for group in [pod / container] if container else [*_children(pod), pod]:
+            for group in [pod / container] if container else [*_children(pod), pod, parent]:
                 try:
                     group.rmdir()
                 except OSError:
-                    pass  # never made, or its last process has not been reaped yet
+                    pass  # never made, still in use, or its last process has not been reaped yet
 
 
 def _usable(path: Path) -> bool:
@@ -89,9 +88,10 @@ def _usable(path: Path) -> bool:
     return True
 
 
-def _delegate(root: Path, parent: Path) -> bool:
+def _delegate(*groups: Path) -> bool:
+    """Version 2: a group's children have only the controllers that it hands down."""
     try:
-        for group in (root, parent.parent, parent):
+        for group in groups:
             _write(group / "cgroup.subtree_control", "+cpu +memory")
     except OSError:
         return False

@@ -374,7 +374,7 @@ class PodWorker:
 
     def try_again(self) -> None:
         """What was missing may be there now."""
-        for name in [n for n in self.not_before if self.record.containers[n].reason == "CreateContainerConfigError"]:
+        for name in [name for name in self.not_before if not self.record.containers[name].image_tries]:
             del self.not_before[name]
         self.wake()
 

@@ -193,6 +193,7 @@ class World:
         return text.decode()
 
     async def until_logged(self, pod: str, text: str) -> None:
+        await self.until(lambda: self.status(pod).get("phase") in ("Running", "Succeeded", "Failed"))
         with trio.fail_after(10):
             while text not in await self.logs(pod):
                 await trio.sleep(0.01)
