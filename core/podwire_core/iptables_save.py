@@ -40,8 +40,11 @@ def _not(invert: bool) -> str:
 
 
 def _net(text: str) -> str:
-    """With the prefix length, also where it is the whole address."""
-    return str(ip_network(text))
+    """With the prefix length, also where it is the whole address. What is no network is shown as it is: errors quote rules."""
+    try:
+        return str(ip_network(text))
+    except ValueError:
+        return text
 
 
 def _port(low: int, high: int) -> str:

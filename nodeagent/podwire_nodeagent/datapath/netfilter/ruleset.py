@@ -89,14 +89,18 @@ class Transaction:
             self.replace([nf.Table(change.table, change.family)])
         self._tables[key] = dict(self._tables[key])
         chains = self._tables[key]
-        for name in change.delete:
+        remade = {chain.name for chain in change.chains}
+        delete = [name for name in change.delete if name not in remade]
+        for name in delete:
             if name not in chains:
                 raise NetlinkError("ENOENT", f"{change.table}: no chain {name} to delete")
             if name in nf.BUILTIN_CHAINS[change.table]:
                 raise NetlinkError("EINVAL", f"{change.table}: {name} is built in and cannot be deleted")
-        gone = {name: chains.pop(name) for name in change.delete}
-        self._put(change.table, change.family, list(change.chains), frozenset(gone))
-        self._check(key, frozenset(gone))
+        for name in delete:
+            del chains[name]
+        gone = frozenset(delete)
+        self._put(change.table, change.family, list(change.chains), gone)
+        self._check(key, gone)
 
     def commit(self) -> None:
         ruleset = self._ruleset
