@@ -26,7 +26,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from podwire_nodeagent.datapath.offload import FIN, GSO_TCPV4, MIN_GSO_SIZE, PSH, fold, ones_sum, row_sums
+from podwire_nodeagent.datapath.offload import FIN, GSO_TCPV4, MIN_GSO_SIZE, PSH, ones_sum, row_sums
 from podwire_nodeagent.datapath.wire import ETH_SIZE, ETHERTYPE_IPV4, NEEDS_CSUM, NO_VNET, TCP, U16, VNET, VNET_SIZE
 
 HEADROOM = 16  # bytes to leave before the first datagram: a frame's virtio header may need to stand before it
@@ -111,33 +111,41 @@ class _Batch:
 
     def joins(self) -> Bools:
         """For each datagram, whether it continues the one before it."""
-        heads, lengths, ip, tcp = self.heads, self.lengths, self.ip, self.tcp
-        differ = heads[1:] ^ heads[:-1]
-        differ[:, (ip + 1, ip + 2, ip + 5, tcp + 2, tcp + 3, tcp + 8)] = 0  # lengths, identification, sequence, checksums
-        differ[:, tcp + 6] &= ~(FIN | PSH) & 65535
-        differ[:, ip + 2] = heads[1:, ip + 2] - heads[:-1, ip + 2] - np.uint16(1)
+        heads, ip, tcp = self.heads, self.ip, self.tcp
+        before, after = heads[:-1], heads[1:]
+        differ = (before ^ after) & self._constant()
+        differ[:, ip + 2] = after[:, ip + 2] - before[:, ip + 2] - np.uint16(1)
         sequence = (heads[:, tcp + 2].astype(np.uint32) << 16) + heads[:, tcp + 3]
-        gap = sequence[1:] - sequence[:-1] - lengths[:-1]
+        gap = sequence[1:] - sequence[:-1] - self.lengths[:-1]
+        differ[:, tcp + 6] |= before[:, tcp + 6] & (FIN | PSH)
         good = self._good()
-        ends = (heads[:-1, tcp + 6] & (FIN | PSH)) != 0
         result = np.zeros(len(heads), np.bool_)
-        result[1:] = ~(differ.any(1) | (gap != 0) | ends) & good[1:] & good[:-1]
+        result[1:] = good[1:] & good[:-1] & (gap == 0) & ~differ.any(1)
         return result
+
+    def _constant(self) -> npt.NDArray[np.uint16]:
+        """The header bits that all segments of a superframe share."""
+        mask = np.full(self.header // 2, 65535, np.uint16)
+        ip, tcp = self.ip, self.tcp
+        for word in (ip + 1, ip + 2, ip + 5, tcp + 2, tcp + 3, tcp + 8):  # lengths, identification, sequence, checksums
+            mask[word] = 0
+        mask[tcp + 6] = 65535 & ~(FIN | PSH)
+        return mask
 
     def _good(self) -> Bools:
         """Datagrams that are whole, unfragmented segments with right lengths, checksums and joinable flags."""
         heads, lengths, ip, tcp = self.heads, self.lengths, self.ip, self.tcp
         transport = self.header - self.tcp * 2
-        length_ok = heads[:, ip + 1] == lengths + np.uint32(self.header - self.prefix - ETH_SIZE)
-        plain = (heads[:, ip + 3] & 0x3FFF) == 0
-        flags_ok = (heads[:, tcp + 6] & FLAGS) == ACK
-        ip_sum = fold(heads[:, ip:tcp].sum(1, dtype=np.uint32))
-        total = heads[:, tcp:].sum(1, dtype=np.uint32) + heads[:, ip + 6 : ip + 10].sum(1, dtype=np.uint32)
+        total = np.add.reduce(heads[:, tcp:], 1, np.uint32) + np.add.reduce(heads[:, ip + 6 : ip + 10], 1, np.uint32)
         total += lengths + np.uint32(transport + TCP)
         total[: len(self.rows)] += row_sums(self.rows[:, self.header :])
         if len(total) > len(self.rows):
             total[-1] += ones_sum(memoryview(self.tail))  # type: ignore[arg-type]
-        ok: Bools = length_ok & plain & flags_ok & (ip_sum == 65535) & (fold(total) == 65535)
+        ok: Bools = total % 65535 == 0
+        ok &= np.add.reduce(heads[:, ip:tcp], 1, np.uint32) % 65535 == 0
+        ok &= heads[:, ip + 1] == lengths + np.uint32(self.header - self.prefix - ETH_SIZE)
+        ok &= heads[:, ip + 3] & 0x3FFF == 0
+        ok &= heads[:, tcp + 6] & FLAGS == ACK
         return ok
 
     def superframe(self, first: int, after: int, out: Bytes, view: memoryview) -> int:

@@ -19,7 +19,7 @@ Order to read: sums, `complete`, Shape (the geometry of a superframe), Cutter.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -67,19 +67,18 @@ def ones_sum(data: Buffer | bytes) -> int:
 
 
 def row_sums(data: npt.NDArray[np.uint8]) -> Words:
-    """Sums of a matrix's rows, not wholly folded (below 2^31); big-endian words, an odd end padded."""
-    width = data.shape[1]
-    if width & 1 or data.strides[0] & 1:
-        sums: Words = data[:, 0::2].sum(1, dtype=np.uint32) * 256 + data[:, 1::2].sum(1, dtype=np.uint32)
-        return sums
-    little: Words = data.view("<u2").sum(1, dtype=np.uint32)
-    swapped = little.byteswap()  # a swapped sum folds to the swapped fold
-    return (swapped & 65535) + (swapped >> 16)
+    """Sums of a matrix's rows modulo 65535; big-endian words, an odd end padded."""
+    if data.shape[1] & 1 or data.strides[0] & 1:
+        even: Words = np.add.reduce(data[:, 0::2], 1, np.uint32)
+        odd: Words = np.add.reduce(data[:, 1::2], 1, np.uint32)
+        return (even * 256 + odd) % 65535
+    little: Words = np.add.reduce(data.view("<u2"), 1, np.uint32)
+    return little.byteswap() % 65535  # a swapped sum is congruent to the swapped words' sum
 
 
-def fold(sums: Words) -> Words:
-    sums = (sums & 65535) + (sums >> 16)
-    return (sums & 65535) + (sums >> 16)
+def complement(sums: Words) -> Words:
+    """Checksum fields for sums that are not zero: 0…65534, as folding and complementing gives."""
+    return 65534 - (sums - 1) % 65535
 
 
 # --- single frames --------------------------------
@@ -194,7 +193,7 @@ def _ipv4(rows: npt.NDArray[np.uint16], ip: int, header: int, body: int, last: i
     rows[-1, ip + 1] = header + last
     rows[:, ip + 2] += _COUNT[: len(rows)].astype(np.uint16)
     rows[:, ip + 5] = 0
-    rows[:, ip + 5] = ~fold(rows[:, ip : ip + header // 2].sum(1, dtype=np.uint32))
+    rows[:, ip + 5] = complement(np.add.reduce(rows[:, ip : ip + header // 2], 1, np.uint32))
 
 
 def _tcp(rows: npt.NDArray[np.uint16], at: int, total: Words, size: int, last: int) -> None:
@@ -208,7 +207,7 @@ def _tcp(rows: npt.NDArray[np.uint16], at: int, total: Words, size: int, last: i
     rows[0, at + 6] |= flags & CWR
     rows[-1, at + 6] |= flags & (FIN | PSH)
     rows[:, at + 8] = 0
-    rows[:, at + 8] = ~fold(rows[:, at:].sum(1, dtype=np.uint32) + total)
+    rows[:, at + 8] = complement(np.add.reduce(rows[:, at:], 1, np.uint32) + total)
 
 
 def _udp(rows: npt.NDArray[np.uint16], at: int, total: Words, size: int, last: int) -> None:
@@ -216,6 +215,6 @@ def _udp(rows: npt.NDArray[np.uint16], at: int, total: Words, size: int, last: i
     rows[:, at + 2] = 8 + size
     rows[-1, at + 2] = 8 + last
     rows[:, at + 3] = 0
-    sums: Any = ~fold(rows[:, at:].sum(1, dtype=np.uint32) + total) & np.uint32(65535)
+    sums = complement(np.add.reduce(rows[:, at:], 1, np.uint32) + total)
     sums[sums == 0] = 65535
     rows[:, at + 3] = sums
