@@ -22,6 +22,7 @@ from podwire_core.objects import Json
 from podwire_core.trace import Hop, Step
 
 PASSING = ("delivered", "forwarded")
+NO_ADDRESS = {"node": "", "stage": "dns", "rule": "no endpoint is ready: the name has no address", "object": None}
 EPHEMERAL = (32768, 60999)  # Linux' ip_local_port_range
 
 
@@ -151,7 +152,7 @@ def result(flow: Flow, outcomes: list[Outcome], warnings: list[str]) -> Json:
         "translated": any(outcome.translated for outcome in outcomes),
         "source": seen[0].source if seen else None,
         "snat": any(outcome.snat for outcome in outcomes),
-        "decided_by": decided_by(first.hops) if first else None,
+        "decided_by": decided_by(first.hops) if first else {**NO_ADDRESS, "node": flow.origin.node},
         "hops": [msgspec.to_builtins(hop) for hop in first.hops] if first else [],
         "warnings": list(warnings),
     }

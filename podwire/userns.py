@@ -2,7 +2,8 @@
 
 `isolate()` gives the calling process a mount namespace of its own and its next child a PID namespace: when that child (the
 supervisor, PID 1 of the cluster) ends, the kernel ends every process below it and drops every mount, however it ended. That
-is what makes `podwire down` complete. An ordinary user gets a user namespace around both, in which he is root.
+is what makes `podwire down` complete. An ordinary user gets a user namespace around both, in which he is root, and a network
+namespace that belongs to it: no thread may return to one of the machine's after it has entered a pod's.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ import errno
 import os
 from pathlib import Path
 
+from podwire_core.rtnetlink import Rtnetlink
+
 CLONE_NEWNS = 0x0002_0000
 CLONE_NEWUSER = 0x1000_0000
 CLONE_NEWPID = 0x2000_0000
+CLONE_NEWNET = 0x4000_0000
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 2, 4, 8, 0x4000, 1 << 18
 MNT_DETACH = 2
 PR_SET_NAME = 15
@@ -33,13 +37,16 @@ def isolate() -> None:
     uid, gid = os.getuid(), os.getgid()
     flags = CLONE_NEWNS | CLONE_NEWPID
     if os.geteuid() != 0:
-        flags |= CLONE_NEWUSER
+        flags |= CLONE_NEWUSER | CLONE_NEWNET
     _check(_libc.unshare(flags), "unshare")
     if flags & CLONE_NEWUSER:
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
         Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
     _check(_libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None), "make / a private mount")
+    if flags & CLONE_NEWNET:
+        with Rtnetlink() as net:
+            net.set_link("lo", up=True)  # the wire between the nodes
 
 
 def mount_proc() -> None:

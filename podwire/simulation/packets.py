@@ -5,7 +5,6 @@ A frame begins with an empty virtio_net_hdr, as everywhere in the datapath. Chec
 
 from __future__ import annotations
 
-import socket
 import struct
 from typing import NamedTuple
 
@@ -24,6 +23,8 @@ from podwire_nodeagent.datapath.wire import (
     L3,
     NO_VNET,
     Buffer,
+    address_bytes,
+    address_text,
 )
 
 TCP, UDP, SCTP = 6, 17, 132
@@ -55,7 +56,7 @@ class Arp(NamedTuple):
 def first_packet(protocol: str, source: str, destination: str, sport: int, dport: int, ident: int) -> bytes:
     """The IPv4 packet that opens a flow: a SYN, a datagram, an INIT."""
     number = PROTOCOLS[protocol]
-    src, dst = socket.inet_aton(source), socket.inet_aton(destination)
+    src, dst = address_bytes(source), address_bytes(destination)
     payload = _TRANSPORT[number](src, dst, sport, dport)
     header = bytearray(IPV4.pack(0x45, 0, 20 + len(payload), ident & 0xFFFF, _DF, TTL, number, 0, src, dst))
     struct.pack_into("!H", header, 10, _checksum(header))
@@ -115,7 +116,7 @@ def arp_frame(operation: int, mac: bytes, sender: str, to: bytes, target: str) -
     """A request (to nobody yet: ZERO_MAC) or a reply."""
     destination = BROADCAST_MAC if operation == ARP_REQUEST else to
     head = NO_VNET + ETHERNET.pack(destination, mac, ETHERTYPE_ARP)
-    body = ARP.pack(*ARP_PREFIX, operation, mac, socket.inet_aton(sender), to, socket.inet_aton(target))
+    body = ARP.pack(*ARP_PREFIX, operation, mac, address_bytes(sender), to, address_bytes(target))
     return bytearray(head + body)
 
 
@@ -123,7 +124,7 @@ def read_arp(frame: Buffer) -> Arp | None:
     if len(frame) < ARP_END or frame[L3 - 2] << 8 | frame[L3 - 1] != ETHERTYPE_ARP:
         return None
     *_, operation, mac, sender, _, target = ARP.unpack_from(frame, L3)
-    return Arp(operation, mac, socket.inet_ntoa(sender), socket.inet_ntoa(target))
+    return Arp(operation, mac, address_text(sender), address_text(target))
 
 
 def read_ip(frame: Buffer) -> Seen | None:
@@ -133,7 +134,7 @@ def read_ip(frame: Buffer) -> Seen | None:
     at = L3 + (fields[0] & 15) * 4
     port = frame[at + 2] << 8 | frame[at + 3]
     flags = frame[at + 13] if fields[6] == TCP and len(frame) > at + 13 else 0
-    source, destination = socket.inet_ntoa(fields[8]), socket.inet_ntoa(fields[9])
+    source, destination = address_text(fields[8]), address_text(fields[9])
     return Seen(bytes(frame[ETH : ETH + 6]), fields[6], source, destination, port, flags)
 
 
