@@ -27,6 +27,7 @@ EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP = select.EPOLLIN, select.EPOLLOUT, select.
 BATCH = 64  # packets a port may bring in one wake-up
 TICK = 1.0  # seconds between timers when nothing happens
 BUSY_TICK = 0.1  # … and while packets move
+QUEUE_FRAMES, QUEUE_BYTES = 512, 4 << 20  # held back for one port
 
 Handler = Callable[[int], None]
 
@@ -113,29 +114,34 @@ class Loop:
 
 
 class Backlog:
-    """What an fd would not take now. `send` raises BlockingIOError while it is full; anything else it deals with itself."""
+    """What an fd would not take now. `send` raises BlockingIOError while it is full; anything else it deals with itself. `idle`
+    are the events that the fd is registered with otherwise."""
 
-    def __init__(self, loop: Loop, fd: int, send: Callable[[Any], None], name: str, frames: int = 512) -> None:
-        self._loop, self._fd, self._send, self._name, self._frames = loop, fd, send, name, frames
-        self._queue: deque[Any] = deque()
+    def __init__(self, loop: Loop, fd: int, send: Callable[[Any], None], name: str, idle: int = EPOLLIN) -> None:
+        self._loop, self._fd, self._send, self._name, self._idle = loop, fd, send, name, idle
+        self._queue: deque[tuple[Any, int]] = deque()
+        self._bytes = 0
 
     def __len__(self) -> int:
         return len(self._queue)
 
-    def push(self, item: Any) -> None:
+    def push(self, item: Any, size: int) -> None:
         """`item` must not alias a buffer that is used again."""
-        if len(self._queue) >= self._frames:
+        if len(self._queue) >= QUEUE_FRAMES or self._bytes + size > QUEUE_BYTES:
             self._loop.drop(f"{self._name}_queue_full")
             return
         if not self._queue:
-            self._loop.modify(self._fd, EPOLLIN | EPOLLOUT)
-        self._queue.append(item)
+            self._loop.modify(self._fd, self._idle | EPOLLOUT)
+        self._queue.append((item, size))
+        self._bytes += size
 
     def flush(self) -> None:
         while self._queue:
+            item, size = self._queue[0]
             try:
-                self._send(self._queue[0])
+                self._send(item)
             except BlockingIOError:
                 return
             self._queue.popleft()
-        self._loop.modify(self._fd, EPOLLIN)
+            self._bytes -= size
+        self._loop.modify(self._fd, self._idle)

@@ -17,6 +17,8 @@ from podwire_nodeagent.datapath.wire import ETH_SIZE, VNET_SIZE, Buffer, Tunnel
 READ_SIZE = 70_000  # of the shared buffer: a 64 KB superframe and its headers
 _REASONS = {errno.EIO: "tap_down", errno.EINVAL: "tap_refused", errno.EMSGSIZE: "tap_refused"}
 
+_PASSING = (errno.EINTR, errno.ENOMEM, errno.ENOBUFS)  # of reading; anything else means that the device is gone
+
 
 class TapPort:
     """`deliver(index, frame)` takes what comes in; `lost(index)` is called once if the device is gone."""
@@ -55,8 +57,11 @@ class TapPort:
                 size = readv(fd, into)
             except BlockingIOError:
                 return
-            except OSError:
-                self._lost(index)
+            except OSError as error:
+                if error.errno in _PASSING:
+                    self._loop.drop("tap_read_error")
+                else:
+                    self._lost(index)
                 return
             if size < VNET_SIZE + ETH_SIZE:
                 if size == 0:  # a socket's end; TAPs have none
@@ -68,12 +73,12 @@ class TapPort:
 
     def send(self, frame: Buffer, _tunnel: Tunnel | None = None) -> None:
         if self._backlog:
-            self._backlog.push(bytes(frame))
+            self._backlog.push(bytes(frame), len(frame))
             return
         try:
             self._write(frame)
         except BlockingIOError:
-            self._backlog.push(bytes(frame))
+            self._backlog.push(bytes(frame), len(frame))
 
     def _write(self, frame: Buffer) -> None:
         try:

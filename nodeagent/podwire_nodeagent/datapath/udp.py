@@ -16,7 +16,7 @@ import socket
 import struct
 
 from podwire_nodeagent.datapath.coalesce import HEADROOM
-from podwire_nodeagent.datapath.loop import EPOLLIN, EPOLLOUT, Backlog, Handler, Loop
+from podwire_nodeagent.datapath.loop import EPOLLERR, EPOLLIN, EPOLLOUT, Backlog, Handler, Loop
 from podwire_nodeagent.datapath.offload import SEND_BYTES, SEND_SEGMENTS
 from podwire_nodeagent.datapath.wire import Buffer
 
@@ -48,8 +48,9 @@ class UdpSocket:
             raise
         self.address: Address = self._sock.getsockname()[:2]
         self._ancillary = socket.CMSG_SPACE(_STEP.size)
-        self._backlog = Backlog(loop, self._sock.fileno(), self._send, name)
-        loop.register(self._sock.fileno(), self._handle, EPOLLIN if handler else 0)
+        idle = EPOLLIN if handler else 0
+        self._backlog = Backlog(loop, self._sock.fileno(), self._send, name, idle)
+        loop.register(self._sock.fileno(), self._handle, idle)
 
     def _options(self, v6: bool, receives: bool) -> None:
         if v6:
@@ -76,6 +77,8 @@ class UdpSocket:
     def _handle(self, events: int) -> None:
         if events & EPOLLOUT:
             self._backlog.flush()
+        if events & EPOLLERR:
+            self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # reading it clears it
         if events & ~EPOLLOUT and self._on_readable is not None:
             self._on_readable(events)
 
@@ -94,20 +97,22 @@ class UdpSocket:
         """Datagrams of `step` bytes (the last may be shorter), as many calls as needed."""
         most = step * min(SEND_SEGMENTS, max(SEND_BYTES // step, 1))
         for at in range(0, len(data), most):
-            item = (data[at : at + most], step, to)
-            if self._backlog:
-                self._backlog.push((bytes(item[0]), step, to))
-                continue
-            try:
-                self._send(item)
-            except BlockingIOError:
-                self._backlog.push((bytes(item[0]), step, to))
+            part = data[at : at + most] if len(data) > most else data
+            if not self._backlog:
+                try:
+                    self._send((part, step, to))
+                    continue
+                except BlockingIOError:
+                    pass
+            self._backlog.push((bytes(part), step, to), len(part))
 
     def _send(self, item: _Item) -> None:
         data, step, to = item
-        ancillary = [(SOL_UDP, UDP_SEGMENT, step.to_bytes(2, "little"))] if len(data) > step else ()
         try:
-            self._sock.sendmsg((data,), ancillary, 0, to)
+            if len(data) > step:
+                self._sock.sendmsg((data,), ((SOL_UDP, UDP_SEGMENT, step.to_bytes(2, "little")),), 0, to)
+            else:
+                self._sock.sendto(data, to)
         except BlockingIOError:
             raise
         except OSError as error:

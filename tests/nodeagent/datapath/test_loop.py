@@ -25,6 +25,7 @@ from podwire_core.netlink import (
     UnderlaySet,
 )
 from podwire_nodeagent.datapath import kernel as kernel_module
+from podwire_nodeagent.datapath import loop as loop_module
 from podwire_nodeagent.datapath.chooser import RandomChooser
 from podwire_nodeagent.datapath.kernel import Kernel
 from podwire_nodeagent.datapath.loop import BATCH, Backlog, Loop
@@ -344,7 +345,8 @@ def test_ten_thousand_mutated_frames_and_datagrams_raise_nothing() -> None:
         edge.close()
 
 
-def test_backlog_keeps_order() -> None:
+def test_backlog_keeps_order_and_its_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop_module, "QUEUE_FRAMES", 3)
     loop, room, out = Loop(), [0], []
     reader, writer = os.pipe()
     loop.register(writer, lambda events: None, 0)
@@ -355,18 +357,19 @@ def test_backlog_keeps_order() -> None:
         room[0] -= 1
         out.append(item)
 
-    backlog = Backlog(loop, writer, send, "test", frames=3)
+    backlog = Backlog(loop, writer, send, "test", idle=0)
     for i in range(5):
-        backlog.push(i)
+        backlog.push(i, 10)
     backlog.flush()
     assert out == []
     room[0] = 2
     backlog.flush()
     assert (out, len(backlog)) == ([0, 1], 1)
-    backlog.push(9)
+    backlog.push(9, 10)
+    backlog.push(10, 4 << 20)
     room[0] = 9
     backlog.flush()
-    assert (out, loop.counters["drop.test_queue_full"]) == ([0, 1, 2, 9], 2)
+    assert (out, loop.counters["drop.test_queue_full"]) == ([0, 1, 2, 9], 3)
     os.close(reader)
     os.close(writer)
 
