@@ -194,15 +194,20 @@ def main(argv: list[str]) -> int:
     config = msgspec.json.decode((directory / "cluster.json").read_bytes(), type=Config)
     try:
         userns.isolate()
+        wait, go = os.pipe()
         child = os.fork()
         if child == 0:
+            os.close(go)
+            os.read(wait, 1)  # it will mount another /proc, in which its parent could not look it up
             become_init(directory, config)
             return 0
     except OSError as error:
         print(f"cannot isolate the cluster: {error.strerror}", flush=True)
         return 1
     started = process_start(child)
+    os.close(go)
     if started is None:
+        print("the cluster's first process ended at once", flush=True)
         return 1
     (directory / "supervisor.json").write_bytes(msgspec.json.encode(ProcessId(child, started)))
     return 0
