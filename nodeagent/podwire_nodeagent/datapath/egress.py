@@ -131,6 +131,7 @@ def bridge_ports(walk: Walk, bridge: Link, mac: bytes, came_from: Link | None) -
 
 def send_to_ports(stack: Stack, walk: Walk, ports: Sequence[Link], frame: Buffer) -> None:
     for port in ports:
+        walk.mtu = min(walk.mtu, port.mtu)
         if len(frame) - L3 > port.mtu and not frame[1]:
             port.tx_dropped += 1
             walk.drop("bridge_mtu", "bridge")
