@@ -172,6 +172,12 @@ def test_a_rejection_names_the_service():
     assert (result["source"], result["translated"]) == (None, False)
 
 
+def test_a_headless_service_with_nothing_ready_has_no_address():
+    empty = service("empty", clusterIP="None", selector={"app": "nobody"})
+    result = ask(CLIENT, {"service": "default/empty"}, 80, objects=[*OBJECTS, empty])
+    assert (result["verdict"], result["destinations"], result["decided_by"]["stage"]) == ("rejected", [], "dns")
+
+
 def test_nobody_at_an_address_is_said():
     assert ask(CLIENT, {"ip": "10.244.2.99"}, 80)["decided_by"]["stage"] == "neighbour"
     decided = ask(CLIENT, {"ip": "10.244.1.99"}, 80)["decided_by"]
@@ -323,6 +329,10 @@ def test_bad_flows_are_named(asked, message):
         ([service(ports=[{"port": "80"}])], "objects[0] (Service web): $.spec.ports[0].port: expected int, got str"),
         ([pod("a", ip="10.244.1.5"), pod("b", ip="10.244.1.5"), *NODES], "objects: pods default/a, default/b share 10.244.1.5"),
         ([pod("a"), pod("a"), *NODES], "Pod default/a is there twice"),
+        (
+            [{**NODES[0], "status": {"addresses": [{"type": "InternalIP", "address": "fd00::1"}]}}],
+            "Node node1: $.status.addresses: no IPv4 InternalIP, and IPv6 is not there yet",
+        ),
         (
             [service("a", clusterIP="10.96.0.9"), service("b", clusterIP="10.96.0.9")],
             "Service default/b: $.spec.clusterIP: 10.96.0.9 is taken by Service default/a",

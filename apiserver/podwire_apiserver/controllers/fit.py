@@ -7,11 +7,12 @@ affinity, taints, room, `reason_against` (the order of kube-scheduler's filters)
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from podwire_core.objects import Json
 from podwire_core.selectors import holds, matches_map
 
-from .usage import NodeUsage, amount_of, host_ports_of, requests_of
+from .usage import HostPort, NodeUsage, amount_of, host_ports_of, owner_of, requests_of
 from .view import labels_of
 
 UNSCHEDULABLE = "node(s) were unschedulable"
@@ -79,6 +80,21 @@ def untolerated(spec: Json, node: Json, effects: Iterable[str]) -> Json | None:
 # --- room --------------------------------
 
 
+class Need(NamedTuple):
+    """What a pod asks of a node; computed once, compared with every node."""
+
+    spec: Json
+    requests: dict[str, int]
+    host_ports: list[HostPort]
+    owner: str
+    prefers: bool  # has wishes of nodes
+
+
+def need_of(pod: Json) -> Need:
+    affinity = (pod["spec"].get("affinity") or {}).get("nodeAffinity")
+    return Need(pod["spec"], requests_of(pod), host_ports_of(pod), owner_of(pod), bool(affinity))
+
+
 def _shortage(requests: dict[str, int], node: Json, usage: NodeUsage) -> str | None:
     status = node.get("status") or {}
     allocatable = status.get("allocatable") or status.get("capacity") or {}
@@ -94,9 +110,9 @@ def _shortage(requests: dict[str, int], node: Json, usage: NodeUsage) -> str | N
     return None
 
 
-def reason_against(pod: Json, node: Json, usage: NodeUsage) -> str | None:
+def reason_against(need: Need, node: Json, usage: NodeUsage) -> str | None:
     """Why the pod cannot go to this node, None if it can; what concerns other pods is in `spread.py`."""
-    spec = pod["spec"]
+    spec = need.spec
     unschedulable = {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}
     if (node.get("spec") or {}).get("unschedulable") and not any(
         tolerates(each, unschedulable) for each in spec.get("tolerations") or ()
@@ -107,6 +123,6 @@ def reason_against(pod: Json, node: Json, usage: NodeUsage) -> str | None:
         return TAINT.format(f"{taint.get('key')}: {taint.get('value') or ''}")
     if not affinity_allows(spec, node):
         return AFFINITY
-    if any(usage.port_taken(wanted) for wanted in host_ports_of(pod)):
+    if any(usage.port_taken(wanted) for wanted in need.host_ports):
         return PORTS
-    return _shortage(requests_of(pod), node, usage)
+    return _shortage(need.requests, node, usage)

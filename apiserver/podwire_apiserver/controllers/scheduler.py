@@ -1,6 +1,6 @@
 """The scheduler: a node for every pod that has none.
 
-Rules it keeps: a node that is given stays; the first of the nodes that fit in the order of `score` is taken, so equal views
+Rules it keeps: a node that is given stays; the first node that fits, in the order of `score`, is taken, so equal views
 give equal placements; a pod that fits nowhere says why in kube-scheduler's words (condition PodScheduled, event
 FailedScheduling, written when the reasons change) and is tried again when a node or another pod changes. Nothing is preempted.
 
@@ -16,9 +16,8 @@ from podwire_core.objects import Json
 
 from .actions import AnyAction, Bind, Event, UpdateStatus
 from .common import condition_of, deleting, finished, uid_of, with_condition
-from .fit import preference, reason_against
+from .fit import Need, need_of, preference, reason_against
 from .spread import Neighbours
-from .usage import owner_of
 from .view import Change, View, labels_of
 
 NAME = "default-scheduler"
@@ -39,7 +38,7 @@ class Scheduler:
             return self._woken_by_pod(view, change)
         if change.old is not None and change.new is not None and _room(change.old) == _room(change.new):
             return ()
-        return self._waiting(view)
+        return view.waiting()
 
     def _woken_by_pod(self, view: View, change: Change) -> Iterable[str]:
         old, new = change.old, change.new
@@ -49,45 +48,35 @@ class Scheduler:
         freed = old is not None and bool(old["spec"].get("nodeName")) and not finished(old) and (new is None or finished(new))
         placed = new is not None and bool(new["spec"].get("nodeName")) and (old is None or not old["spec"].get("nodeName"))
         if freed:
-            return self._waiting(view)
-        return [key for key in self._waiting(view) if _looks_at_pods(view, key)] if placed else ()
-
-    def _waiting(self, view: View) -> list[str]:
-        """Pods that were tried and have no node."""
-        found = (f"{pod['metadata']['namespace']}/{pod['metadata']['name']}" for pod in view.pods_on("") if pending(pod))
-        return list(found)
+            return view.waiting()
+        return view.waiting("company") if placed else ()
 
     def reconcile(self, view: View, key: str, now: float) -> Sequence[AnyAction]:
         pod = view.get("Pod", key)
         if pod is None or not pending(pod):
             return ()
-        nodes = [node for _, node in sorted(view.all("Node").items()) if not deleting(node)]
-        neighbours = Neighbours(view, pod, nodes)
+        nodes = [node for node in view.all("Node").values() if not deleting(node)]
+        need, neighbours = need_of(pod), Neighbours(view, pod, nodes)
         reasons: Counter[str] = Counter()
-        fitting = []
-        for node in nodes:
-            usage = view.usage(node["metadata"]["name"])
-            reason = reason_against(pod, node, usage) or neighbours.reason_against(node)
+        for node in sorted(nodes, key=lambda node: score(view, need, node, neighbours)):
+            name = node["metadata"]["name"]
+            reason = reason_against(need, node, view.usage(name)) or neighbours.reason_against(node)
             if reason is None:
-                fitting.append(node)
-            else:
-                reasons[reason] += 1
-        if not fitting:
-            return _failed(pod, why_not(len(nodes), reasons), now)
-        best = min(fitting, key=lambda node: score(view, pod, node, neighbours))
-        name = best["metadata"]["name"]
-        note = f"Successfully assigned {key} to {name}"
-        return [Bind(key, uid_of(pod), name), Event(pod, "Normal", "Scheduled", note, NAME)]
+                note = f"Successfully assigned {key} to {name}"
+                return [Bind(key, uid_of(pod), name), Event(pod, "Normal", "Scheduled", note, NAME)]
+            reasons[reason] += 1
+        return _failed(pod, why_not(len(nodes), reasons), now)
 
 
-def score(view: View, pod: Json, node: Json, neighbours: Neighbours) -> tuple[object, ...]:
+def score(view: View, need: Need, node: Json, neighbours: Neighbours) -> tuple[object, ...]:
     """Smallest first: what the pod prefers, few of the same owner, few pods, the name."""
-    usage = view.usage(node["metadata"]["name"])
-    owner = owner_of(pod)
-    soft = sum(taint.get("effect") == "PreferNoSchedule" for taint in (node.get("spec") or {}).get("taints") or ())
-    wish = preference(pod["spec"], node) + neighbours.preference(node)
-    siblings = usage.owners[owner] if owner else 0
-    return soft, -wish, siblings, usage.pods, node["metadata"]["name"]
+    name = node["metadata"]["name"]
+    usage = view.usage(name)
+    taints = (node.get("spec") or {}).get("taints")
+    soft = sum(taint.get("effect") == "PreferNoSchedule" for taint in taints) if taints else 0
+    wish = (preference(need.spec, node) if need.prefers else 0) + neighbours.preference(node)
+    siblings = usage.owners[need.owner] if need.owner else 0
+    return soft, -wish, siblings, usage.pods, name
 
 
 def why_not(nodes: int, reasons: Counter[str]) -> str:
@@ -110,9 +99,3 @@ def _failed(pod: Json, message: str, now: float) -> list[AnyAction]:
 def _room(node: Json) -> object:
     spec, status = node.get("spec") or {}, node.get("status") or {}
     return labels_of(node), spec.get("taints"), spec.get("unschedulable"), status.get("allocatable"), deleting(node)
-
-
-def _looks_at_pods(view: View, key: str) -> bool:
-    pod = view.get("Pod", key)
-    affinity = (pod or {"spec": {}})["spec"].get("affinity") or {}
-    return bool(affinity.get("podAffinity") or affinity.get("podAntiAffinity"))

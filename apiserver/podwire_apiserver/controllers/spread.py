@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from functools import cached_property
 
 from podwire_core.objects import Json
 from podwire_core.selectors import matches
@@ -27,8 +28,7 @@ SPREAD = "node(s) didn't match pod topology spread constraints"
 
 class Neighbours:
     def __init__(self, view: View, pod: Json, nodes: list[Json]) -> None:
-        self.view, self.pod = view, pod
-        self.labels = {node["metadata"]["name"]: _topology_labels(node) for node in nodes}
+        self.view, self.pod, self.nodes = view, pod, nodes
         affinity = pod["spec"].get("affinity") or {}
         self.near = [self._counted(term) for term in _terms(affinity, "podAffinity", _REQUIRED)]
         self.apart = [self._counted(term) for term in _terms(affinity, "podAntiAffinity", _REQUIRED)]
@@ -40,7 +40,14 @@ class Neighbours:
         self.spreads = [self._spread(each) for each in pod["spec"].get("topologySpreadConstraints") or ()]
         self.forbidden = self._forbidden()
 
+    @cached_property
+    def labels(self) -> dict[str, dict[str, str]]:
+        """By node; most pods look at none."""
+        return {node["metadata"]["name"]: _topology_labels(node) for node in self.nodes}
+
     def reason_against(self, node: Json) -> str | None:
+        if not (self.near or self.apart or self.spreads or self.forbidden):
+            return None
         labels = self.labels[node["metadata"]["name"]]
         for term, counted in self.near:
             value = labels.get(term.get("topologyKey", ""))
@@ -61,6 +68,8 @@ class Neighbours:
         return None
 
     def preference(self, node: Json) -> int:
+        if not (self.wishes or self.spreads):
+            return 0
         labels = self.labels[node["metadata"]["name"]]
         total = sum(weight for weight, term, counted in self.wishes if counted[labels.get(term.get("topologyKey", ""), "")])
         return int(total) - sum(counted[labels.get(each.get("topologyKey", ""), "")] for each, counted, _ in self.spreads)

@@ -72,6 +72,16 @@ def _by_repulsion(obj: Json) -> Iterable[Hashable]:
     return (True,) if anti.get("requiredDuringSchedulingIgnoredDuringExecution") and counts(obj) else ()
 
 
+def _by_wait(obj: Json) -> Iterable[Hashable]:
+    """Pods that the scheduler has tried in vain: "room" all of them, "company" those that look for other pods."""
+    if (obj.get("spec") or {}).get("nodeName"):
+        return ()
+    conditions = (obj.get("status") or {}).get("conditions") or ()
+    if not any(each.get("type") == "PodScheduled" and each.get("status") == "False" for each in conditions):
+        return ()
+    return ("room", "company") if (obj["spec"].get("affinity") or {}).get("podAffinity") else ("room",)
+
+
 def _by_service(obj: Json) -> Iterable[Hashable]:
     service = labels_of(obj).get("kubernetes.io/service-name")
     return (f"{namespace_of(obj)}/{service}",) if service else ()
@@ -85,7 +95,7 @@ def _by_selector(obj: Json) -> Iterable[Hashable]:
 
 _EVERY: tuple[tuple[str, Callable[[Json], Iterable[Hashable]]], ...] = (("namespace", _by_namespace), ("owner", _by_owner))
 _INDEXES: dict[str, tuple[tuple[str, Callable[[Json], Iterable[Hashable]]], ...]] = {
-    "Pod": (*_EVERY, ("label", _by_label), ("node", _by_node), ("repelling", _by_repulsion)),
+    "Pod": (*_EVERY, ("label", _by_label), ("node", _by_node), ("repelling", _by_repulsion), ("wait", _by_wait)),
     "Service": (*_EVERY, ("selector", _by_selector)),
     "EndpointSlice": (*_EVERY, ("service", _by_service)),
 }
@@ -185,6 +195,10 @@ class View:
     def repelling(self) -> list[Json]:
         """Bound pods with a required anti-affinity."""
         return self._found("Pod", "repelling", True)
+
+    def waiting(self, for_: str = "room") -> list[str]:
+        """Keys of the pods that were tried and have no node; for "company": of those that look for other pods."""
+        return sorted(self._indexes.get(("Pod", "wait", for_), ()))
 
     def services_selecting(self, pod: Json) -> list[Json]:
         namespace, labels = namespace_of(pod), labels_of(pod)
