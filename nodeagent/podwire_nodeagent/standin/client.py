@@ -71,6 +71,9 @@ class StandinClient:
             except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, EOFError):
                 self._stream = None
                 await trio.sleep(RETRY_SECONDS)
+            except trio.Cancelled:
+                self._stream = None  # a reply that nobody reads must not be taken for the next one's
+                raise
         raise StandinError(f"the stand-in process at {self._path} does not answer")
 
     async def _exchange(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from podwire_core import netns
 from podwire_nodeagent.standin.answers import Identity
@@ -104,5 +105,17 @@ def test_a_new_client_finds_what_runs(tmp_path, namespace):
             other = StandinClient(str(tmp_path / "s.sock"), log)
             assert await other.running() == ["a"]
             assert other.pid == 0  # it did not start the process
+
+    with_client(tmp_path, body)
+
+
+def test_the_reply_to_a_cancelled_request_is_nobody_s(tmp_path, namespace):
+    async def body(client: StandinClient, _: list[None]) -> None:
+        for _again in range(3):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(client.stop, "web")
+                await trio.testing.wait_all_tasks_blocked()  # it waits for its reply
+                nursery.cancel_scope.cancel()
+            assert await client.running() == []
 
     with_client(tmp_path, body)
