@@ -62,11 +62,14 @@ class Node:
                 record.pod = await self.api.update({**record.pod, "status": status}, "status")
                 return
             except ApiError as error:
+                if error.code not in (404, 409):
+                    raise
+            try:
+                latest = await self.api.get("Pod", meta["name"], meta.get("namespace", "default"))
+            except ApiError as error:
                 if error.code == 404:
                     return  # deleted meanwhile
-                if error.code != 409:
-                    raise
-            latest = await self.api.get("Pod", meta["name"], meta.get("namespace", "default"))
+                raise
             if latest["metadata"]["uid"] != record.uid:
                 return
             record.pod = latest

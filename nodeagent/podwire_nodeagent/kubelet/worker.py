@@ -213,7 +213,8 @@ class PodWorker:
 
     async def _remove_sandbox(self) -> bool:
         try:
-            await sandbox.remove(self.node.config, self.node.cni, self.record.pod, self.record.sandbox)
+            async with self.node.starts:
+                await sandbox.remove(self.node.config, self.node.cni, self.record.pod, self.record.sandbox)
         except (CniError, OSError) as error:
             self.event("Warning", "FailedKillPod", f"error killing pod: failed to remove the sandbox: {error}")
             return False

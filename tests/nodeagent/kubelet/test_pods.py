@@ -259,7 +259,8 @@ def test_a_memory_limit_is_enforced_where_a_control_group_can_be_written(world):
                 assert ended["exitCode"] == 0
             else:
                 assert (ended["reason"], ended["exitCode"]) == ("OOMKilled", 137)
-            await world.api.delete("Pod", "p", "default", grace=0)
+            await world.api.delete("Pod", "p", "default")
+            await world.until(lambda: not list(world.directory.glob("pods/*")))
 
     trio.run(main)
 
