@@ -45,6 +45,8 @@ def check(
         print_json(results)
     else:
         click.echo(text_of(results, expected))
+    for warning in dict.fromkeys(each for result in results for each in result.get("warnings") or ()):
+        click.echo(f"warning: {warning}", err=True)
     return 0 if all(as_wanted(result, wanted) for result, wanted in zip(results, expected, strict=True)) else 1
 
 

@@ -8,7 +8,6 @@ that pods of one Service can have different ports.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable
 
 from msgspec import Struct
@@ -49,7 +48,7 @@ def addresses_of(pod: Json) -> list[str]:
 
 
 def family_of(address: str) -> str:
-    return "IPv6" if ipaddress.ip_address(address).version == 6 else "IPv4"
+    return "IPv6" if ":" in address else "IPv4"
 
 
 def target_port(pod: Json, port: Json) -> int | None:

@@ -84,7 +84,7 @@ class ReplicaSetController:
         if len(pods) < wanted:
             for number in range(min(wanted - len(pods), BURST)):
                 actions += self._make(view, owner, now, number)
-        else:
+        elif len(pods) > wanted:
             for pod in self._worst(view, owner, pods)[: min(len(pods) - wanted, BURST)]:
                 actions.append(Delete("Pod", key_of(pod), uid_of(pod)))
                 note = f"Deleted pod: {pod['metadata']['name']}"
