@@ -218,7 +218,7 @@ def _job(obj: Json) -> None:
     """The selector is the server's own, unless `manualSelector` says otherwise: the Job's uid."""
     spec, meta = _spec(obj), obj["metadata"]
     _job_spec(spec)
-    if spec.get("manualSelector") or not meta.get("uid"):
+    if spec.get("manualSelector") or not meta.get("uid") or not meta.get("name"):
         return
     own = {CONTROLLER_UID: meta["uid"], "controller-uid": meta["uid"]}
     labels = spec["template"]["metadata"].setdefault("labels", {})

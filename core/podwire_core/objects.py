@@ -207,6 +207,8 @@ class Container(Kube):
     lifecycle: Lifecycle | None = None
     restart_policy: str = ""
     termination_message_path: str = ""
+    termination_message_policy: str = ""
+    image_pull_policy: str = ""
     stdin: bool = False
     tty: bool = False
     security_context: Json | None = None
@@ -251,6 +253,8 @@ class PodSpec(Kube):
     dns_config: PodDNSConfig | None = None
     node_selector: dict[str, str] | None = None
     service_account_name: str = ""
+    service_account: str = ""  # the old name of the same
+    scheduler_name: str = ""
     node_name: str = ""
     host_network: bool = False
     host_aliases: list[HostAlias] | None = None
@@ -398,8 +402,13 @@ class Node(Kube):
     status: NodeStatus = field(default_factory=NodeStatus)
 
 
+class NamespaceSpec(Kube):
+    finalizers: list[str] | None = None
+
+
 class Namespace(Kube):
     metadata: ObjectMeta
+    spec: NamespaceSpec = field(default_factory=NamespaceSpec)
     status: Json = field(default_factory=dict)
 
 
@@ -480,6 +489,7 @@ class WorkloadSpec(Kube):
     strategy: UpdateStrategy = field(default_factory=UpdateStrategy)
     update_strategy: UpdateStrategy = field(default_factory=UpdateStrategy)
     revision_history_limit: int = 10
+    progress_deadline_seconds: int | None = None
     paused: bool = False
     service_name: str = ""
     pod_management_policy: str = "OrderedReady"
@@ -500,6 +510,8 @@ class JobSpec(Kube):
     active_deadline_seconds: int | None = None
     ttl_seconds_after_finished: int | None = None
     suspend: bool = False
+    completion_mode: str = "NonIndexed"
+    manual_selector: bool | None = None
 
 
 class Job(Kube):

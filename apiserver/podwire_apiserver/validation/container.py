@@ -110,6 +110,8 @@ def _check_resources(found: Problems, path: str, resources: Json) -> None:
     good = True
     for field in ("requests", "limits"):
         for name, amount in (resources.get(field) or {}).items():
+            if field == "requests" and amount == (resources.get("limits") or {}).get(name):
+                continue  # a default, or as good as one: the limit has been, or will be, checked
             good &= found.check(f"{path}.{field}.{name}", amount, quantity_text)
             if good and quantity.parse(str(amount)) < 0:
                 found.add(f"{path}.{field}.{name}", f"{amount} is less than 0")

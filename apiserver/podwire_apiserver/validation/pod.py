@@ -116,7 +116,7 @@ def _check_toleration(found: Problems, path: str, toleration: Json) -> None:
     found.one_of(f"{path}.operator", operator, ("Exists", "Equal"))
     if key:
         found.check(f"{path}.key", key, qualified_name)
-    elif operator != "Exists":
+    elif operator == "Equal":
         found.add(f"{path}.operator", "must be Exists where there is no key")
     if operator == "Exists" and toleration.get("value"):
         found.add(f"{path}.value", "must be empty where the operator is Exists")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from msgspec import field
 
 from podwire_core.objects import (
@@ -18,6 +20,7 @@ from podwire_core.objects import (
     Pod,
     Service,
     Workload,
+    WorkloadSpec,
 )
 
 
@@ -102,6 +105,22 @@ class NetworkPolicy(Kube):
     spec: NetworkPolicySpec = field(default_factory=NetworkPolicySpec)
 
 
+class AppsSpec(WorkloadSpec):
+    selector: LabelSelector | None = None
+
+
+class Apps(Workload):
+    spec: AppsSpec = field(default_factory=AppsSpec)
+
+
+class ReplicationControllerSpec(WorkloadSpec):
+    selector: dict[str, str] | None = None
+
+
+class ReplicationController(Workload):
+    spec: ReplicationControllerSpec = field(default_factory=ReplicationControllerSpec)
+
+
 class LeaseSpec(Kube):
     holder_identity: str | None = None
     lease_duration_seconds: int | None = None
@@ -143,11 +162,34 @@ class DefinedNames(Kube):
     list_kind: str = ""
 
 
+class Schema(Kube):
+    """What crd.py checks of OpenAPI v3."""
+
+    type: str = ""
+    properties: dict[str, Schema] | None = None
+    additional_properties: Schema | bool | None = None
+    items: Schema | None = None
+    required: list[str] | None = None
+    enum: list[Any] | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    min_length: int | None = None
+    max_length: int | None = None
+    min_items: int | None = None
+    max_items: int | None = None
+    pattern: str | None = None
+    nullable: bool | None = None
+
+
+class VersionSchema(Kube):
+    open_api_v3_schema: Schema | None = field(default=None, name="openAPIV3Schema")
+
+
 class DefinedVersion(Kube):
     name: str
     served: bool = True
     storage: bool = False
-    schema: Json | None = None
+    schema: VersionSchema | None = None
     subresources: Json | None = None
 
 
@@ -180,11 +222,11 @@ _SHAPES: dict[tuple[str, str], type[Kube]] = {
     ("", "ConfigMap"): ConfigMap,
     ("", "Secret"): Secret,
     ("", "Endpoints"): Endpoints,
-    ("", "ReplicationController"): Workload,
-    ("apps", "Deployment"): Workload,
-    ("apps", "ReplicaSet"): Workload,
-    ("apps", "StatefulSet"): Workload,
-    ("apps", "DaemonSet"): Workload,
+    ("", "ReplicationController"): ReplicationController,
+    ("apps", "Deployment"): Apps,
+    ("apps", "ReplicaSet"): Apps,
+    ("apps", "StatefulSet"): Apps,
+    ("apps", "DaemonSet"): Apps,
     ("batch", "Job"): Job,
     ("batch", "CronJob"): CronJob,
     ("discovery.k8s.io", "EndpointSlice"): EndpointSlice,

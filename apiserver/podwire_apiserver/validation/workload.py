@@ -21,9 +21,6 @@ def _check_selector(found: Problems, spec: Json) -> None:
     if selector is None:
         found.add("$.spec.selector", "missing")
         return
-    if not isinstance(selector, dict):
-        found.add("$.spec.selector", "expected object with matchLabels or matchExpressions")
-        return
     if not selector.get("matchLabels") and not selector.get("matchExpressions"):
         other = [key for key in selector if key not in ("matchLabels", "matchExpressions")]
         hint = f"; {other[0]} belongs under matchLabels" if other else ""
@@ -99,8 +96,8 @@ def check_replication_controller(found: Problems, obj: Json) -> None:
     selector, labels = spec.get("selector"), spec["template"]["metadata"].get("labels") or {}
     _check_scale(found, spec)
     _check_template(found, "$.spec.template", spec["template"], ("Always",))
-    if not isinstance(selector, dict) or not selector:
-        found.add("$.spec.selector", "missing" if not selector else "expected object")
+    if not selector:
+        found.add("$.spec.selector", "missing")
         return
     check_labels(found, "$.spec.selector", selector)
     if not selectors.matches_map(selector, labels):
