@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -11,6 +12,7 @@ from support import packets
 from support.packets import ACK, FIN, PSH, RST, SYN, frame, tcp, udp
 from support.stacks import Cluster, Node, pod_mac, service_rules
 
+from podwire_core import netfilter as nf
 from podwire_core.netlink import (
     AddrAdd,
     AddrDel,
@@ -24,6 +26,7 @@ from podwire_core.netlink import (
     RouteDel,
     Subscribe,
     SysctlSet,
+    TablesReplace,
 )
 
 A, B, REMOTE, FAR, NEAR = "10.244.1.5", "10.244.1.6", "10.244.2.6", "10.96.0.50", "10.96.0.51"
@@ -282,3 +285,38 @@ def test_superframe_with_small_segments_hits_and_with_large_ones_does_not():
     (sent,) = made.stack.receive(made.stack.link_index("veth1"), big, made.cluster.now)
     answer = packets.decode(sent[1])
     assert (answer.icmp, int.from_bytes(answer.rest, "big")) == ((3, 4), 1450)
+
+
+def test_hits_keep_the_bridge_entry_young():
+    made = node(True)
+    established(made, PATHS[2], PATHS[3])
+    again = ("packets", PATHS[2], "tcp", [(ACK, 64, 64, True, False, "", 1)])
+    play(made, again)
+    made.cluster.now += 5
+    play(made, again)
+    ages = {info.mac: info.age for info in made.stack.dump("fdb", made.cluster.now)}
+    assert (ages[pod_mac(A)], ages[pod_mac(B)]) == (0.0, 5.0)
+
+
+def test_an_entry_is_walked_again_after_ten_seconds():
+    made = node(True)
+    established(made, PATHS[2], PATHS[3])
+    again = ("packets", PATHS[2], "tcp", [(ACK, 64, 64, True, False, "", 1)])
+    hits = []
+    for _ in range(4):
+        play(made, again)
+        hits.append(made.stack.dump("counters", 0.0)["cache.hits"])
+        made.cluster.now += 4
+    assert [b - a for a, b in pairwise(hits)] == [1, 1, 0]
+
+
+def test_what_the_nat_table_did_to_a_first_packet_is_no_rule_for_the_next():
+    """A mark that only the nat table sets lets the first packet pass, and it alone."""
+    sent = {}
+    for cached in (True, False):
+        made = node(cached)
+        mark = nf.Chain("PREROUTING", (nf.Rule((), nf.SetMark(1, 1)),), "ACCEPT")
+        only_marked = nf.Chain("FORWARD", (nf.Rule((nf.Mark(1, 1),), nf.Verdict("ACCEPT")),), "DROP")
+        made.apply(TablesReplace((nf.Table("nat", 4, (mark,)), nf.Table("filter", 4, (only_marked,)))))
+        sent[cached] = [len(play(made, ("packets", PATHS[0], "udp", [(ACK, 8, 64, True, False, "", 1)]))) for _ in range(3)]
+    assert sent[True] == sent[False] == [1, 0, 0]
