@@ -29,6 +29,7 @@ from .registry import workload_controllers
 from .view import Change, View, labels_of, namespace_of
 
 NOW = 1_700_000_000.0  # a fixed time: the same objects give the same names
+EVER = 0.0  # since when pods are ready: long enough for any minReadySeconds
 FIRST_NODE = 11  # node 1 has 192.168.1.11
 SERVICE_NAME = "kubernetes.io/service-name"
 
@@ -229,7 +230,7 @@ class Kubelets:
         if key_of(pod) not in self.said:
             status["phase"] = "Running"
         if condition_of(pod, "Ready") is None and status["phase"] == "Running":
-            status["conditions"] = with_condition(status.get("conditions"), "Ready", "True", "", "", self.now)
+            status["conditions"] = with_condition(status.get("conditions"), "Ready", "True", "", "", EVER)
         return status
 
     def _chosen(self, node: Json) -> list[str]:

@@ -54,6 +54,12 @@ def test_the_same_objects_give_the_same_result():
     assert len(by_kind(first)["Pod"]) == 6
 
 
+def test_nobody_waits_for_min_ready_seconds():
+    found = by_kind(settle([workload("StatefulSet", "db", replicas=3, serviceName="db", minReadySeconds=60)]))
+    assert sorted(found["Pod"]) == ["default/db-0", "default/db-1", "default/db-2"]
+    assert found["StatefulSet"]["default/db"]["status"]["availableReplicas"] == 3
+
+
 def test_settling_what_is_settled_changes_nothing_that_was_given():
     once = by_kind(settle([workload("Deployment", "web", replicas=2), service("web", type="NodePort")]))
     again = by_kind(settle([each for kind in once.values() for each in kind.values()]))
