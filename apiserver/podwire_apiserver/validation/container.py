@@ -32,7 +32,7 @@ _FIELDS = (
 )
 
 
-def check_container(found: Problems, path: str, item: Json, volumes: set[str | None], host_network: bool) -> None:
+def check_container(found: Problems, path: str, item: Json, volumes: set[str], host_network: bool) -> None:
     found.check(f"{path}.name", item.get("name", ""), dns_label)
     image = item.get("image", "")
     if not image:
@@ -95,7 +95,7 @@ def _is_map_entry(reference: str) -> bool:
     return reference.endswith("']") and reference.startswith(("metadata.labels['", "metadata.annotations['"))
 
 
-def _check_mounts(found: Problems, path: str, mounts: list[Json], volumes: set[str | None]) -> None:
+def _check_mounts(found: Problems, path: str, mounts: list[Json], volumes: set[str]) -> None:
     paths: set[str] = set()
     for index, mount in enumerate(mounts):
         if mount["name"] not in volumes:

@@ -48,10 +48,10 @@ def check_pod_spec(found: Problems, path: str, spec: Json) -> None:
 def unique(found: Problems, path: str, field: str, items: Iterable[Json]) -> None:
     seen: set[str] = set()
     for index, item in enumerate(items):
-        name = item.get(field)
+        name = str(item.get(field) or "")
         if name and name in seen:
             found.add(f"{path}[{index}].{field}", f"{quoted(name)} is there twice")
-        seen.add(name or "")
+        seen.add(name)
 
 
 def _check_containers(found: Problems, path: str, spec: Json) -> None:
@@ -64,7 +64,7 @@ def _check_containers(found: Problems, path: str, spec: Json) -> None:
     for index, item in enumerate(first):
         if item.get("name") in names:
             found.add(f"{path}.initContainers[{index}].name", f"{quoted(item['name'])} is a container's name, too")
-    volumes = {volume.get("name") for volume in spec.get("volumes") or []}
+    volumes = {str(volume.get("name")) for volume in spec.get("volumes") or []}
     for field, items in (("containers", containers), ("initContainers", first)):
         for index, item in enumerate(items):
             container.check_container(found, f"{path}.{field}[{index}]", item, volumes, bool(spec.get("hostNetwork")))
