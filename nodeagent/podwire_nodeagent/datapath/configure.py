@@ -78,8 +78,8 @@ class Change:
         self._undo.append(lambda: self.stack.fib.remove(route))
 
     def remove_route(self, route: Route) -> None:
-        self.stack.fib.remove(route)
-        self._undo.append(lambda: self.stack.fib.insert(route))
+        at = self.stack.fib.remove(route)
+        self._undo.append(lambda: self.stack.fib.insert(route, at))
 
     def set_addresses(self, link: Link, addresses: list[tuple[bytes, int]]) -> None:
         self.set(link, "addresses", addresses)

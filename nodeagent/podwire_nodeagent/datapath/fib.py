@@ -96,25 +96,29 @@ class Table:
         """The list itself, in order; empty if there is none."""
         return self._nets.get((len(dst), plen), {}).get(self._network(dst, plen), [])
 
-    def insert(self, route: Route) -> None:
+    def insert(self, route: Route, at: int | None = None) -> None:
+        """After those of its metric, or where it was (`at`, as `remove` returned it)."""
         size = len(route.dst)
         nets = self._nets.setdefault((size, route.plen), {})
         routes = nets.setdefault(self._network(route.dst, route.plen), [])
-        at = next((i for i, other in enumerate(routes) if other.metric > route.metric), len(routes))
+        if at is None:
+            at = next((i for i, other in enumerate(routes) if other.metric > route.metric), len(routes))
         routes.insert(at, route)
         if route.plen not in self._orders[size]:
             self._orders[size] = sorted([*self._orders[size], route.plen], reverse=True)
 
-    def remove(self, route: Route) -> None:
+    def remove(self, route: Route) -> int:
         size = len(route.dst)
         nets = self._nets[size, route.plen]
         network = self._network(route.dst, route.plen)
-        nets[network].remove(route)
+        at = nets[network].index(route)
+        del nets[network][at]
         if not nets[network]:
             del nets[network]
         if not nets:
             del self._nets[size, route.plen]
             self._orders[size].remove(route.plen)
+        return at
 
     @staticmethod
     def _network(dst: bytes, plen: int) -> int:
@@ -176,13 +180,13 @@ class Fib:
     def table(self, name: str) -> Table:
         return self.local if name == "local" else self.main
 
-    def insert(self, route: Route) -> None:
-        self.table(route.table).insert(route)
+    def insert(self, route: Route, at: int | None = None) -> None:
+        self.table(route.table).insert(route, at)
         self._memo.clear()
 
-    def remove(self, route: Route) -> None:
-        self.table(route.table).remove(route)
+    def remove(self, route: Route) -> int:
         self._memo.clear()
+        return self.table(route.table).remove(route)
 
     def of_link(self, link: Link) -> list[Route]:
         return [route for route in self if route.dev is link]

@@ -85,7 +85,7 @@ class Links:
         return self._next - 1
 
     def insert(self, link: Link) -> None:
-        self.by_index[link.index] = link
+        self.by_index = dict(sorted({**self.by_index, link.index: link}.items()))  # in order, also when a deletion is undone
         self.by_name[link.name] = link
         if link.kind == "host":
             self.host = link
