@@ -12,7 +12,9 @@ Order to read, from values to effects:
     shim/          the small process that holds one container, without which nothing of podwire need run
     runtime.py     starting, adopting and signalling containers through shims
     exec.py logs.py    what the command asks for
+    starter.py watching.py hooks.py adoption.py    starting a container, probing it, running beside it, finding it again
     worker.py      one pod: the loop that carries out the plan
+    node.py parts.py   what workers share; what one container is made of
     kubelet.py     all pods of the node: the class the agent uses
 
 This file stays empty of imports: the shim, which must start in milliseconds, is a module of this package.

@@ -74,10 +74,23 @@ class Cgroups:
         for parent in self._parents.values():
             pod = parent / uid
             for group in [pod / container] if container else [*_children(pod), pod, parent]:
-                try:
-                    group.rmdir()
-                except OSError:
-                    pass  # never made, still in use, or its last process has not been reaped yet
+                _remove(group)
+
+
+def purge(root: Path, cluster: str) -> None:
+    """Removes what the agents of a cluster (by its run directory's name) left; for when all its processes are gone."""
+    for parent in (root / "podwire", root / "memory" / "podwire", root / "cpu" / "podwire"):
+        for node in parent.glob(f"{cluster}-*"):
+            for group in sorted((path for path in node.rglob("*") if path.is_dir()), reverse=True):
+                _remove(group)
+            _remove(node)
+
+
+def _remove(group: Path) -> None:
+    try:
+        group.rmdir()
+    except OSError:
+        pass  # never made, still in use, or its last process has not been reaped yet
 
 
 def _usable(path: Path) -> bool:

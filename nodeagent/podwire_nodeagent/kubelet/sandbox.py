@@ -33,6 +33,9 @@ async def make(config: KubeletConfig, cni: Cni, pod: Json, host_network: bool) -
     try:
         netns.set_sysctl(path, "net.ipv4.ip_unprivileged_port_start", "0")  # as container runtimes do
         netns.set_sysctl(path, "net.ipv4.ping_group_range", "0 0" if userns.inside() else "0 2147483647")
+        for sysctl in (pod["spec"].get("securityContext") or {}).get("sysctls") or []:
+            if str(sysctl["name"]).startswith("net."):
+                netns.set_sysctl(path, sysctl["name"], str(sysctl["value"]))
         sandbox.ips = await cni.add(sandbox.id, sandbox.netns, IFNAME, cni_args(pod, sandbox.id))
         if not sandbox.ips:
             raise CniError(protocol.DECODING, "the CNI plugin gave the pod no address")

@@ -11,8 +11,6 @@ import shutil
 import time
 from typing import TYPE_CHECKING
 
-import trio
-
 from podwire_core.objects import Container
 from podwire_nodeagent.kubelet import env, hooks, images, parts, plan, runtime, volumes
 from podwire_nodeagent.kubelet.images import Missing, Place, Program, StandIn
@@ -107,7 +105,7 @@ async def _run_standin(worker: PodWorker, container: Container, record: Record, 
         record.state, record.ended = ENDED, Ended(0, "Completed", now, now, id=record.id)
         return
     record.state = RUNNING
-    worker.begun(container.name, Running(None, trio.Event(), trio.CancelScope()))
+    worker.begun(container.name, Running(None))
 
 
 def _log_line(worker: PodWorker, record: Record, line: str, now: float) -> None:
@@ -139,7 +137,7 @@ async def _run_program(worker: PodWorker, container: Container, record: Record, 
     if "/usr" in held.plain and "/etc" in held.plain:
         _say_once(worker, "overlay", "ReadOnlyRoot", NO_OVERLAY)
     record.state, record.started_at, record.message = RUNNING, time.time(), ""
-    worker.begun(container.name, Running(held, trio.Event(), trio.CancelScope(), spec, spec.cgroups))
+    worker.begun(container.name, Running(held, spec, spec.cgroups))
     worker.event("Normal", "Started", f"Started container {container.name}", container.name)
 
 

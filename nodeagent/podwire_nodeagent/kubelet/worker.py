@@ -6,24 +6,24 @@ was woken. What is remembered is in the PodRecord, saved before anybody is told.
 or it vanished from the API) the looking is cancelled wherever it is and `_shut_down` takes over. Cancelling `run` from
 outside stops nothing but this worker.
 
-Order to read: run, step, endings, stopping, shutting down, what the kubelet tells, adoption.
+Order to read: run, step, endings, stopping, shutting down, what the kubelet tells. (What a former
+agent left: adoption.py.)
 """
 
 from __future__ import annotations
 
 import logging
-import secrets
 import shutil
 import time
 
 import trio
-from msgspec import Struct
+from msgspec import Struct, field
 
 from podwire_cni.protocol import CniError
 from podwire_core import objects
 from podwire_core.errors import ApiError
 from podwire_core.objects import Json, PodSpec
-from podwire_nodeagent.kubelet import hooks, parts, plan, records, runtime, sandbox, starter, volumes, watching
+from podwire_nodeagent.kubelet import adoption, hooks, parts, plan, records, runtime, sandbox, starter, volumes, watching
 from podwire_nodeagent.kubelet.env import ConfigError
 from podwire_nodeagent.kubelet.node import Node
 from podwire_nodeagent.kubelet.records import ENDED, INIT, RUNNING, SIDECAR, WAITING, Ended, PodRecord, Record
@@ -38,10 +38,10 @@ class Running(Struct):
     """A container that runs. `held` None: a stand-in. Cancelling `scope` ends its watch and probes."""
 
     held: Held | None
-    exited: trio.Event
-    scope: trio.CancelScope
     spec: runtime.Spec | None = None
     cgroups: list[str] = []
+    exited: trio.Event = field(default_factory=trio.Event)
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
 
 class PodWorker:
@@ -80,7 +80,7 @@ class PodWorker:
         async with trio.open_nursery() as nursery:
             self.nursery = nursery
             try:
-                self._adopt(adopted_standins)
+                adoption.adopt(self, adopted_standins)
                 self.note()
                 while not self.leaving:
                     with trio.CancelScope() as self._looking:
@@ -387,41 +387,6 @@ class PodWorker:
             self.volumes = volumes.prepare(self.files.volumes, parts.context(self.node, self.record, self.spec))
         except (ConfigError, OSError) as error:
             self.event("Warning", "FailedMount", str(error))
-
-    # --- adoption --------------------------------
-
-    def _adopt(self, standins: frozenset[str]) -> None:
-        """What a former agent left: containers go on as they are, or ended while nobody looked."""
-        if not any(record.attempt for record in self.record.containers.values()):
-            return
-        alive = sandbox.lives(self.record.sandbox)
-        for name, record in self.record.containers.items():
-            if record.standin:
-                if record.state == RUNNING and record.id in standins and alive:
-                    self.begun(name, Running(None, trio.Event(), trio.CancelScope()))
-                elif record.state == RUNNING:
-                    self.ended(name, 137, time.time())
-            else:
-                self._adopt_program(name, record, alive)
-        if self.record.sandbox.netns and not alive and not self.record.failed:
-            self.event("Normal", "SandboxChanged", "Pod sandbox changed, it will be killed and re-created.")
-            self.record.sandbox = records.Sandbox()
-
-    def _adopt_program(self, name: str, record: Record, alive: bool) -> None:
-        directory = self.files.container(name, record.attempt)
-        held = runtime.adopt(directory) if record.attempt else None
-        if held is None:
-            if record.state == RUNNING:
-                left = runtime.ending(directory)
-                self.ended(name, *(left if left is not None else (137, time.time())))
-            return
-        if record.state != RUNNING:  # the agent died between starting it and writing that down
-            record.state, record.started_at, record.ended = RUNNING, time.time(), None
-            record.id = record.id or secrets.token_hex(32)
-        spec = runtime.read_spec(directory)
-        self.begun(name, Running(held, trio.Event(), trio.CancelScope(), spec, spec.cgroups if spec is not None else []))
-        if not alive:
-            runtime.send_signal(held, 9)
 
 
 def newer(ours: Json, theirs: Json) -> Json:

@@ -199,9 +199,11 @@ class World:
                 await trio.sleep(0.01)
 
     def pid(self, key: str, name: str) -> int:
-        """Of the container's program."""
-        worker = next(w for w in self.kubelet._workers.values() if w.record.pod["metadata"]["name"] == key.rpartition("/")[2])
-        return worker.running[name].held.pid
+        """Of the container's program; 0 while it does not run."""
+        for worker in self.kubelet._workers.values():
+            if worker.record.pod["metadata"]["name"] == key.rpartition("/")[2] and name in worker.running:
+                return worker.running[name].held.pid
+        return 0
 
     def close(self) -> None:
         """Kills what was left, by the process IDs that we know."""

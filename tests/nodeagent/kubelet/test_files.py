@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from podwire_core import objects
 from podwire_nodeagent.kubelet import security, volumes
-from podwire_nodeagent.kubelet.cgroups import Cgroups
+from podwire_nodeagent.kubelet.cgroups import Cgroups, purge
 from podwire_nodeagent.kubelet.env import ConfigError, Context
 from podwire_nodeagent.kubelet.logs import Reader, stream
 from podwire_nodeagent.kubelet.shim.cri import LINE, CriLog, stamp
@@ -199,4 +199,8 @@ def test_limits_in_either_version_of_control_groups(tmp_path):
     [group] = two.create("u", "c", resources)
     assert (Path(f"{group}/cpu.max").read_text(), Path(f"{group}/memory.max").read_text()) == ("25000 100000", str(64 << 20))
     assert one.create("u", "c", None) == []
+    for path in (tmp_path / "v1").rglob("*_*"):
+        path.unlink()  # the kernel's own files do not keep a group from being removed
+    purge(tmp_path / "v1", "c")
+    assert not list((tmp_path / "v1").glob("*/podwire/c-n"))
     assert Cgroups(tmp_path / "none", "n").create("u", "c", resources) == []

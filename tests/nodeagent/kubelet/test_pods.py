@@ -1,5 +1,6 @@
 """Pods as real processes: life, death and restart of containers, without a cluster."""
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from podwire_core import netns
 from podwire_nodeagent.kubelet import userns
 
 pytestmark = pytest.mark.root
@@ -286,5 +288,54 @@ def test_users_and_privileges(world):
             inside = userns.inside()
             assert (uid, gid) == (("0", "0") if inside else ("1000", "3000"))
             assert int(bounding.split()[1], 16) == 0
+
+    trio.run(main)
+
+
+def test_an_agent_that_died_while_it_started_a_container(world):
+    """The program runs, but nobody wrote that down: it is found, not started a second time."""
+
+    async def main():
+        async with world.running():
+            key = world.pod("p", shell("exec sleep 1000"))
+            await world.until_ready(key)
+            pid = world.pid(key, "main")
+        [file] = world.directory.glob("pods/*/state.json")
+        state = json.loads(file.read_text())
+        state["containers"]["main"] |= {"state": "waiting", "ready": False, "started": False}
+        file.write_text(json.dumps(state))
+        async with world.running():
+            await world.until(lambda: world.pid(key, "main"))
+            assert world.pid(key, "main") == pid
+            assert world.container(key)["restartCount"] == 0
+
+    trio.run(main)
+
+
+def test_a_sandbox_lost_to_a_reboot_is_made_again(world):
+    async def main():
+        async with world.running():
+            key = world.pod("p", shell("exec sleep 1000"))
+            await world.until_ready(key)
+            uid = world.api.pods[key]["metadata"]["uid"]
+        netns.delete(world.directory / "netns" / uid)
+        async with world.running():
+            await world.until(lambda: world.container(key)["restartCount"] == 1 and world.condition(key, "Ready") == "True")
+            assert "SandboxChanged" in world.reasons()
+            assert world.status(key)["podIP"] == "10.244.1.3"
+
+    trio.run(main)
+
+
+def test_hooks(world):
+    async def main():
+        async with world.running():
+            good = {"postStart": {"exec": {"command": ["touch", "/dev/shm/x"]}}}
+            key = world.pod("good", shell("exec sleep 1000", lifecycle=good))
+            await world.until_ready(key)
+            assert (await world.exec(key, "test", "-e", "/dev/shm/x"))[0] == 0
+            bad = {"postStart": {"exec": {"command": ["sh", "-c", "echo no; exit 1"]}}}
+            world.pod("bad", shell("exec sleep 1000", lifecycle=bad), terminationGracePeriodSeconds=0)
+            await world.until(lambda: ("FailedPostStartHook", "no\n") in world.events)
 
     trio.run(main)
