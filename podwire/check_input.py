@@ -115,6 +115,8 @@ class World:
         for name, node in self.nodes.items():
             if not flannel.internal_ip(decode(Node, node)):
                 raise ValueError(f"Node {name}: $.status.addresses: no IPv4 InternalIP, and IPv6 is not there yet")
+            if not flannel.pod_cidr(decode(Node, node)):
+                raise ValueError(f"Node {name}: $.spec.podCIDRs: no IPv4 network, and IPv6 is not there yet")
         self.owners = {ip: name for name, node in self.nodes.items() for ip in flannel.internal_ips(decode(Node, node))}
         self.pods = {key: pod for key, pod in self.kinds.get("Pod", {}).items() if _attached(pod)}
         self.by_address = {address_of(pod): key for key, pod in self.pods.items()}

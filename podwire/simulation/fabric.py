@@ -45,6 +45,8 @@ class Fabric:
 
     def __init__(self, make: Callable[[str], SimulatedNode], owners: dict[str, str]) -> None:
         self._make, self._owners = make, owners
+        first = {name: address for address, name in reversed(owners.items())}  # an uplink's MAC is made of it
+        self._macs = {mac_bytes(mac_of(address)): name for name, address in first.items()}
         self._nodes: dict[str, SimulatedNode] = {}
         self._frames: deque[Frame] = deque()
         self._protocol = ""
@@ -166,13 +168,10 @@ class Fabric:
         seen = packets.read_ip(data)
         if seen is None:
             return
-        for name in dict.fromkeys(self._owners.values()):
-            if mac_bytes(mac_of(self._address(name))) == seen.mac:
-                peer = self.node(name)
-                self._receive(peer, peer.uplink, data)
-                return
-        owner = self._owners.get(seen.destination)
-        if owner is None:
+        if seen.mac in self._macs:
+            peer = self.node(self._macs[seen.mac])
+            self._receive(peer, peer.uplink, data)
+        elif (owner := self._owners.get(seen.destination)) is None:
             self._arrived(data)
         else:  # a router outside knows where nodes are
             peer = self.node(owner)
@@ -186,6 +185,3 @@ class Fabric:
         elif owner is None and arp.operation == ARP_REQUEST:
             reply = packets.arp_frame(ARP_REPLY, OUTSIDE_MAC, arp.target, arp.sender_mac, arp.sender)
             self._receive(sender, sender.uplink, reply)
-
-    def _address(self, name: str) -> str:
-        return next(address for address, owner in self._owners.items() if owner == name)

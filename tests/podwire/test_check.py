@@ -184,6 +184,14 @@ def test_nobody_at_an_address_is_said():
     assert decided == {"node": "node1", "stage": "neighbour", "rule": "10.244.1.99 does not answer", "object": None}
 
 
+def test_nodes_of_different_networks_meet_outside():
+    far = {**NODES[1], "status": {"addresses": [{"type": "InternalIP", "address": "172.16.5.2"}]}}
+    result = ask({"node": "node1"}, {"node": "node2"}, 22, objects=[NODES[0], far])
+    assert (result["verdict"], reached(result)) == ("delivered", {("172.16.5.2", 22)})
+    objects = [NODES[0], far, pod("client", ip="10.244.1.10"), pod("far", 2, ip="10.244.2.10")]
+    assert ask(CLIENT, {"pod": "default/far"}, 80, objects=objects)["source"] == "10.244.1.10"
+
+
 def test_policies_are_not_passed_over_in_silence():
     policy = {
         "apiVersion": "networking.k8s.io/v1",
@@ -332,6 +340,10 @@ def test_bad_flows_are_named(asked, message):
         (
             [{**NODES[0], "status": {"addresses": [{"type": "InternalIP", "address": "fd00::1"}]}}],
             "Node node1: $.status.addresses: no IPv4 InternalIP, and IPv6 is not there yet",
+        ),
+        (
+            [{**NODES[0], "spec": {"podCIDR": "fd00:1::/64"}}],
+            "Node node1: $.spec.podCIDRs: no IPv4 network, and IPv6 is not there yet",
         ),
         (
             [service("a", clusterIP="10.96.0.9"), service("b", clusterIP="10.96.0.9")],
