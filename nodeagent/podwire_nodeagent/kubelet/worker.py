@@ -60,7 +60,6 @@ class PodWorker:
         self._looking = trio.CancelScope()
         self._graceful = trio.CancelScope()
         self._retry = RETRY_FIRST
-        self._said_backoff: set[str] = set()
 
     @classmethod
     def fresh(cls, node: Node, pod: Json) -> PodWorker:
@@ -125,6 +124,7 @@ class PodWorker:
         """One look. Returns when to look again if nothing happens before."""
         now = time.time()
         if self.record.failed:
+            await self._stop_all(0)  # whom an agent that died could not stop any more
             return await self._settle()
         deadline = self._deadline()
         if deadline is not None and deadline <= now:
