@@ -171,7 +171,17 @@ def _wait_for_dns(api: SyncClient, poll: Poll, report: Report) -> None:
         if ready >= wanted and endpoints >= wanted:
             report("kube-system", "")
             return
-        poll(f"kube-system (coredns: {ready} of {wanted} Ready)")
+        try:
+            poll(f"kube-system (coredns: {ready} of {wanted} Ready)")
+        except ClusterError as error:
+            error.details = "\n".join(filter(None, (error.details, *_warnings(api))))
+            raise
+
+
+def _warnings(api: SyncClient) -> list[str]:
+    """What went wrong with the pods of kube-system, as far as somebody has noticed."""
+    events = [event for event in api.list("Event", kubesystem.NAMESPACE).items if event.get("type") == "Warning"]
+    return [f"{event['involvedObject'].get('name', '')}: {event.get('reason', '')}: {event.get('message', '')}" for event in events]
 
 
 def _condition(obj: dict[str, object], kind: str) -> bool:
