@@ -89,7 +89,7 @@ def _title(dump: TableDump, chain: nf.Chain, references: int, verbose: bool) -> 
 def _header(verbose: bool, exact: bool, numbers: bool) -> str:
     text = "num  " if numbers else ""
     if verbose:
-        text += f"{'pkts':>8} {'bytes':>8} " if exact else " pkts bytes "
+        text += f"{'pkts':>8} {'bytes':>10} " if exact else " pkts bytes "
     text += "target     prot opt "
     text += "in     out     " if verbose else ""
     return text + f"{'source':<19}  {'destination':<19} "
@@ -98,13 +98,13 @@ def _header(verbose: bool, exact: bool, numbers: bool) -> str:
 def _rule(rule: nf.Rule, family: int, numeric: bool, verbose: bool) -> str:
     nets = {type(match): match for match in rule.matches if isinstance(match, nf.Source | nf.Destination)}
     links = {type(match): match for match in rule.matches if isinstance(match, nf.InInterface | nf.OutInterface)}
-    text = f"{_target_name(rule.target):<9}  {_protocol(rule, numeric)} {'--':<2}  "
+    text = f"{_target_name(rule.target):<9} {_protocol(rule, numeric)} -- "
     if verbose:
-        text += "".join(_link(links.get(kind), width) for kind, width in ((nf.InInterface, 6), (nf.OutInterface, 6)))
+        text += f" {_link(links.get(nf.InInterface)):<6} {_link(links.get(nf.OutInterface)):<6} "
     text += _net(nets.get(nf.Source), family, numeric) + _net(nets.get(nf.Destination), family, numeric)
-    notes = ["[goto] "] if isinstance(rule.target, nf.Jump) and rule.target.goto else []
-    notes += _notes(rule, family, numeric)
-    return text + " ".join(notes)
+    if isinstance(rule.target, nf.Jump) and rule.target.goto:
+        text += "[goto] "
+    return text + "".join(f" {note}" for note in _notes(rule, family, numeric))
 
 
 def _target_name(target: nf.AnyTarget) -> str:
@@ -120,13 +120,13 @@ def _protocol(rule: nf.Rule, numeric: bool) -> str:
     match = next((match for match in rule.matches if isinstance(match, nf.Protocol)), nf.Protocol("all"))
     name = PROTOCOL_NAMES.get(match.name, match.name)
     text = _NUMBERS.get(name, name) if numeric else name
-    return f"{'!' if match.invert else ' '}{text:<4}"[0 if match.invert else 1 :].ljust(5 if match.invert else 4)
+    return f"{'!' if match.invert else ' '}{text:<4}"
 
 
-def _link(match: nf.AnyMatch | None, width: int) -> str:
+def _link(match: nf.AnyMatch | None) -> str:
     if not isinstance(match, nf.InInterface | nf.OutInterface):
-        return f" {'*':<{width}} "
-    return f" {'!' if match.invert else ''}{match.name}".ljust(width + 1) + " "
+        return "*"
+    return f"{'!' if match.invert else ''}{match.name}"
 
 
 def _net(match: nf.AnyMatch | None, family: int, numeric: bool) -> str:

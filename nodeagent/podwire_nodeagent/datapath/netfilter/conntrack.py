@@ -96,6 +96,7 @@ class Conntrack:
             said = tcp.advance(connection, packet, direction, self.timeouts.loose)
             if said == tcp.UNJUDGED:
                 self._label(packet, connection, direction)
+                self._seen(connection, direction)
                 return ACCEPT
             if said == tcp.REOPEN:
                 self.kill(connection)
@@ -112,6 +113,7 @@ class Conntrack:
             timeout = advanced
         self._label(packet, connection, direction)
         self._refresh(connection, direction, packet.length, now, timeout)
+        self._seen(connection, direction)
         return ACCEPT
 
     def _tcp_timeout(self, connection: Connection) -> int:
@@ -130,9 +132,6 @@ class Conntrack:
         if direction:
             connection.packets_reply += 1
             connection.bytes_reply += size
-            if not connection.status & SEEN_REPLY:
-                connection.status |= SEEN_REPLY
-                connection.epoch += connection.epoch >= 0
         else:
             connection.packets_original += 1
             connection.bytes_original += size
@@ -142,6 +141,11 @@ class Conntrack:
                 self._unassured.pop(connection.original, None)
             if int(connection.expires) + 1 < connection.due:
                 self._schedule(connection)
+
+    def _seen(self, connection: Connection, direction: int) -> None:
+        if direction and not connection.status & SEEN_REPLY:
+            connection.status |= SEEN_REPLY
+            connection.epoch += connection.epoch >= 0
 
     def _invalid(self, packet: Packet) -> Outcome:
         packet.ctinfo = INVALID

@@ -76,7 +76,7 @@ _END_SHIFT: Final = 8
 
 # what `advance` says
 MOVED: Final = 0  # prolong the connection by the state's timeout
-UNJUDGED: Final = 1  # let it through, leave everything as it is
+UNJUDGED: Final = 1  # let it through, neither prolong the connection nor count the packet
 BAD: Final = 2  # ctstate INVALID
 REOPEN: Final = 3  # forget this connection, and look the packet up again
 REFUSED: Final = 4  # the only answer was a RST: delete the connection, let the packet through
@@ -152,6 +152,8 @@ def _enter(connection: Connection, index: int, direction: int, old: int, new: in
     if not connection.status & SEEN_REPLY:
         if index == _RST:
             return REFUSED
+        if index == _SYN and old == SYN_SENT:
+            return UNJUDGED  # a SYN sent again prolongs nothing: else a client that never gives up keeps its translation for ever
     elif not connection.status & ASSURED and new == ESTABLISHED and old in (SYN_RECV, ESTABLISHED):
         connection.status |= ASSURED
         connection.epoch += 1
