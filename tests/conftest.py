@@ -45,6 +45,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [
+        report for reports in terminalreporter.stats.values() for report in reports if isinstance(report, pytest.TestReport)
+    ]
+    measured = [
+        (report.nodeid, name, value) for report in reports if report.when == "call" for name, value in report.user_properties
+    ]
+    if measured:
+        terminalreporter.section("measured")
+        for nodeid, name, value in measured:
+            shown = f"{value:.3f}" if isinstance(value, float) else value
+            terminalreporter.line(f"{nodeid.rpartition('::')[2]}: {name} {shown}")
     skipped = [report for report in terminalreporter.stats.get("skipped", []) if "needs root" in str(report.longrepr)]
     if skipped:
         terminalreporter.section("not everything was tested", sep="!")
