@@ -23,9 +23,10 @@ UNREACHABLE_TYPES = {"blackhole": "blackhole", "unreachable": "host_unreachable"
 
 
 class Route:
-    """One route. `dev` is None for blackhole and its like."""
+    """One route. `dev` is None for blackhole and its like. `gateway` is whom packets are sent to: `via`, unless that is
+    an address of the node itself, which makes the destinations neighbours."""
 
-    __slots__ = ("dev", "dst", "metric", "onlink", "plen", "proto", "scope", "src", "table", "type", "via")
+    __slots__ = ("dev", "dst", "gateway", "metric", "onlink", "plen", "proto", "scope", "src", "table", "type", "via")
 
     def __init__(
         self,
@@ -43,6 +44,7 @@ class Route:
         table: str = "main",
     ) -> None:
         self.dst, self.plen, self.dev, self.via, self.src = dst, plen, dev, via, src
+        self.gateway = via
         self.onlink, self.metric, self.proto, self.type, self.table = onlink, metric, proto, type, table
         self.scope = scope or ("link" if type == "unicast" and not via else "host" if type == "local" else "global")
 
@@ -168,7 +170,7 @@ class Fib:
         if route.src:
             return route.src
         size = len(route.dst)
-        towards = route.via or route.dst
+        towards = route.gateway or route.dst
         if route.dev is not None:
             own = [(a, plen) for a, plen in route.dev.addresses if len(a) == size]
             near = [a for a, plen in own if masked(a, plen) == masked(towards, plen)]
@@ -199,6 +201,8 @@ class Fib:
             raise NetlinkError("ENETDOWN", f"device {route.dev.name} is not up")
         if route.via:
             self._check_gateway(route)
+        elif route.onlink:
+            raise NetlinkError("EINVAL", "onlink needs a gateway")
         if route.dev is None:
             raise NetlinkError("ENODEV", "nexthop device required")
         if route.src and not self.is_local(route.src):
@@ -206,15 +210,21 @@ class Fib:
         return route
 
     def _check_gateway(self, route: Route) -> None:
+        """A gateway must be reached without another gateway: by a route of scope link or host, over the route's device."""
         via = address_text(route.via)
-        if self.address_type(route.via) != "UNICAST":
-            raise NetlinkError("EINVAL", f"nexthop {via} has invalid gateway address")
         if route.onlink:
             if route.dev is None:
-                raise NetlinkError("EINVAL", "nexthop device required for onlink")
+                raise NetlinkError("ENODEV", "nexthop device required for onlink")
+            if self.address_type(route.via) != "UNICAST":
+                raise NetlinkError("EINVAL", f"nexthop {via} is no unicast address")
             return
-        for found in self.main.candidates(route.via):
-            if found.scope == "link" and found.dev is not None and (route.dev is None or route.dev is found.dev):
-                route.dev = found.dev
-                return
+        for found in (*self.local.candidates(route.via), *self.main.candidates(route.via)):
+            if found.scope == "global" or found.dev is None or route.dev not in (None, found.dev):
+                continue
+            if found.type not in ("unicast", "local"):
+                raise NetlinkError("EINVAL", f"nexthop {via} is no unicast address")
+            route.dev = found.dev
+            if found.type == "local":
+                route.gateway = b""
+            return
         raise NetlinkError("ENETUNREACH", f"nexthop {via} is not reachable")

@@ -125,7 +125,7 @@ def bridge_filtered(stack: Stack, walk: Walk, bridge: Link, dst: bytes) -> None:
         return
     route = stack.fib.lookup(packet.dst)
     if route is not None and route.type == "unicast" and route.dev is bridge:
-        nexthop = route.via or packet.dst
+        nexthop = route.gateway or packet.dst
         entry = stack.neighbours.get(bridge, nexthop)
         if entry is not None and entry.state in USABLE:
             stack.neighbours.use(bridge, nexthop, walk.now)

@@ -262,7 +262,7 @@ def finish_output(stack: Stack, walk: Walk, route: Route, dev: Link) -> None:
     if dev.kind == "loopback":
         loop(stack, walk, dev)
         return
-    nexthop = route.via or packet.dst
+    nexthop = route.gateway or packet.dst
     if not too_big(walk, dev.mtu):
         egress.to_neighbour(stack, walk, dev, nexthop, walk.frame)
     elif walk.frame[L3 + 6] & 0x40 or walk.frame[1]:
