@@ -21,10 +21,10 @@ from podwire_apiserver.controllers.settle import settle
 from podwire_cni.backends import flannel
 from podwire_core.kinds import Catalogue
 from podwire_core.objects import Json, Node, decode, key_of
+from podwire_nodeagent.proxy import modes
 from podwire_nodeagent.proxy.config import KIND as PROXY_KIND
 from podwire_nodeagent.proxy.config import ConfigurationError, ProxyConfiguration, load
 
-MODES = ("iptables",)
 CNIS = ("flannel",)
 TOLERATED = {"$.spec.healthCheckNodePort"}  # given where an API server would refuse it; kube-proxy ignores it there
 POLICIES = (
@@ -85,9 +85,9 @@ def configuration(objects: Sequence[Json], proxy: str | None) -> ProxyConfigurat
     given = [obj for obj in objects if obj["kind"] == PROXY_KIND]
     if len(given) > 1:
         raise ValueError(f"objects: {len(given)} objects of kind {PROXY_KIND}, one is enough")
-    mode = proxy or (given[0].get("mode") if given else None) or MODES[0]
-    if mode not in MODES:
-        raise ValueError(f"proxy: mode {mode!r} is not there; there are: {', '.join(MODES)}")
+    mode = proxy or (given[0].get("mode") if given else None) or modes.MODES[0]
+    if mode not in modes.MODES:
+        raise ValueError(f"proxy: mode {mode!r} is not there; there are: {', '.join(modes.MODES)}")
     if not given:
         return ProxyConfiguration(mode=mode)
     try:

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from podwire_core.rpc.sync import SyncClient
 
 CNIS = ("flannel",)
-PROXIES = ("iptables",)
 POLL = 0.03
 HOPELESS_RESTARTS = 3
 
@@ -181,7 +180,9 @@ def _wait_for_dns(api: SyncClient, poll: Poll, report: Report) -> None:
 def _warnings(api: SyncClient) -> list[str]:
     """What went wrong with the pods of kube-system, as far as somebody has noticed."""
     events = [event for event in api.list("Event", kubesystem.NAMESPACE).items if event.get("type") == "Warning"]
-    return [f"{event['involvedObject'].get('name', '')}: {event.get('reason', '')}: {event.get('message', '')}" for event in events]
+    return [
+        f"{event['involvedObject'].get('name', '')}: {event.get('reason', '')}: {event.get('message', '')}" for event in events
+    ]
 
 
 def _condition(obj: dict[str, object], kind: str) -> bool:

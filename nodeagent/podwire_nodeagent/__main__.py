@@ -17,9 +17,10 @@ from podwire_core import rpc
 from podwire_core.constants import CABLE_PORT, POD_CIDR, VXLAN_PORT
 from podwire_nodeagent.agent import Agent, AgentConfig
 from podwire_nodeagent.datapath_process import DatapathFailed
+from podwire_nodeagent.proxy import modes
 from podwire_nodeagent.proxy.config import ProxyConfiguration
 
-PROXIES, BACKENDS = ("iptables",), ("flannel",)
+BACKENDS = ("flannel",)
 
 
 def arguments() -> argparse.Namespace:
@@ -32,7 +33,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tunnel-port", type=int, default=VXLAN_PORT)
     parser.add_argument("--cable-port", type=int, default=CABLE_PORT)
     parser.add_argument("--cni", choices=BACKENDS, default="flannel")
-    parser.add_argument("--proxy", choices=PROXIES, default="iptables")
+    parser.add_argument("--proxy", choices=modes.MODES, default="iptables")
     parser.add_argument("--listen", action="append", default=[], metavar="HOST:PORT", help="serve gRPC there too")
     return parser.parse_args()
 
@@ -54,7 +55,7 @@ async def run(config: AgentConfig) -> None:
 def main() -> int:
     args = arguments()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    proxy = ProxyConfiguration(cluster_cidrs=(POD_CIDR,))
+    proxy = ProxyConfiguration(mode=args.proxy, cluster_cidrs=(POD_CIDR,))
     config = AgentConfig(
         args.node, args.api, args.dir.absolute(), args.internal_ip, args.underlay,
         args.tunnel_port, args.cable_port, proxy, tuple(args.listen),

@@ -26,8 +26,8 @@ from podwire_core.rpc import Change
 from podwire_nodeagent import network
 from podwire_nodeagent.datapath_process import Dataplane
 from podwire_nodeagent.node_rules import SYSCTLS, facts_of
+from podwire_nodeagent.proxy import modes
 from podwire_nodeagent.proxy.config import ProxyConfiguration
-from podwire_nodeagent.proxy.iptables import Proxier
 
 log = logging.getLogger(__name__)
 HOST_DEV = "eth0"
@@ -50,7 +50,7 @@ class NodeState:
     ) -> None:
         self._node, self._dataplane, self._host_netns = node, dataplane, host_netns
         self._proxy_config, self._objects, self._reattach_pods = proxy, objects, reattach_pods
-        self._proxier: Proxier | None = None
+        self._proxier: modes.Proxy | None = None
         self._pod_cidr = ""
         self._host_batch = ""
         self._lock = trio.Lock()
@@ -71,7 +71,7 @@ class NodeState:
             await self._network(node)
             await self._reattach_pods(links)
             self._pod_cidr = flannel.pod_cidr(decode(Node, node))
-            proxier = Proxier(self._proxy_config, facts_of(node), 4, flannel.tables(node))
+            proxier = modes.make(self._proxy_config, facts_of(node), 4, flannel.tables(node))
             ops = proxier.changes(self._objects["Service"], self._objects["EndpointSlice"])
             await self._dataplane.apply([*SYSCTLS, *ops])
             self._proxier = proxier

@@ -63,9 +63,10 @@ class Progress:
 def up(name: str, nodes: int, cni: str, proxy: str, timeout: float) -> None:
     """Start a cluster and wait until DNS answers in it."""
     from podwire import cluster
+    from podwire_nodeagent.proxy import modes
 
     _one_of("--cni", cni, cluster.CNIS)
-    _one_of("--proxy", proxy, cluster.PROXIES)
+    _one_of("--proxy", proxy, modes.MODES)
     config = Config(name, nodes, cni, proxy, version=_version())
     with Progress() as progress:
         cluster.up(config, progress, timeout)

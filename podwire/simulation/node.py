@@ -24,8 +24,8 @@ from podwire_nodeagent.datapath.chooser import Chooser
 from podwire_nodeagent.datapath.stack import Stack
 from podwire_nodeagent.datapath.wire import ARP_REPLY, ARP_REQUEST, Buffer, address_text, mac_bytes
 from podwire_nodeagent.node_rules import SYSCTLS, facts_of
+from podwire_nodeagent.proxy import modes
 from podwire_nodeagent.proxy.config import ProxyConfiguration
-from podwire_nodeagent.proxy.iptables import Proxier
 
 INTERFACE = "eth0"
 OUTSIDE = "169.254.1.254"  # the next hop of nodes' default routes: the world outside, which no object describes
@@ -65,7 +65,7 @@ class SimulatedNode:
 
     def program(self, config: ProxyConfiguration, services: Mapping[str, Json], slices: Mapping[str, Json]) -> None:
         """kube-proxy's rules, composed with the CNI backend's."""
-        proxier = Proxier(config, facts_of(self.object), 4, flannel.tables(self.object))
+        proxier = modes.make(config, facts_of(self.object), 4, flannel.tables(self.object))
         self.stack.apply(proxier.changes(services, slices), 0.0)
 
     @property
