@@ -154,17 +154,24 @@ def _show(words: Words, options: Options, client: Client, with_addresses: bool) 
 def operstate(info: LinkInfo) -> str:
     if not info.up:
         return "DOWN"
-    if info.kind in ("vxlan", "dummy"):
+    if info.kind in ("vxlan", "dummy") or info.name == "lo":
         return "UNKNOWN"
     return "UP" if info.attached else "LOWERLAYERDOWN"
 
 
 def flags(info: LinkInfo) -> list[str]:
+    if info.name == "lo":
+        return ["LOOPBACK", "UP", "LOWER_UP"] if info.up else ["LOOPBACK"]
     names = [] if info.attached or not info.up else ["NO-CARRIER"]
     names += ["BROADCAST", "MULTICAST"]
     if info.up:
         names += ["UP", "LOWER_UP"] if info.attached else ["UP"]
     return names
+
+
+def _hardware(info: LinkInfo) -> tuple[str, str]:
+    """Link type and broadcast address."""
+    return ("loopback", "00:00:00:00:00:00") if info.name == "lo" else ("ether", "ff:ff:ff:ff:ff:ff")
 
 
 def _label(info: LinkInfo) -> str:
@@ -204,7 +211,8 @@ def _text(
     if with_addresses and options.family:
         lines[0] += tail.rstrip() if not options.details else tail
     else:
-        lines.append(f"    link/ether {info.mac} brd ff:ff:ff:ff:ff:ff{tail}")
+        kind, broadcast = _hardware(info)
+        lines.append(f"    link/{kind} {info.mac} brd {broadcast}{tail}")
     if options.details:
         lines += _details(info)
     if info.alias:
@@ -289,7 +297,8 @@ def _json(
     data["operstate"] = operstate(info)
     if not with_addresses:
         data["linkmode"] = "DEFAULT"
-    data |= {"group": "default", "txqlen": 1000, "link_type": "ether", "address": info.mac, "broadcast": "ff:ff:ff:ff:ff:ff"}
+    kind, broadcast = _hardware(info)
+    data |= {"group": "default", "txqlen": 1000, "link_type": kind, "address": info.mac, "broadcast": broadcast}
     if netns is not None:
         data["link_netnsid"] = netns
     if options.details:

@@ -17,6 +17,7 @@ from podwire_nodeagent.tools.common import ToolError
 
 STATE = {
     "links": [
+        nl.LinkInfo(1, "lo", "loopback", "00:00:00:00:00:00", 65536, True),
         nl.LinkInfo(2, "eth0", "uplink", "02:00:c0:a8:01:0b", 1500, True),
         nl.LinkInfo(3, "cni0", "bridge", "02:00:0a:f4:01:01", 1450, True, stats={"tx_bytes": 164, "tx_packets": 2}),
         nl.LinkInfo(4, "flannel.1", "vxlan", "02:4b:a0:af:b6:82", 1450, True, vni=1, local="192.168.1.11", dstport=8472),
@@ -26,6 +27,7 @@ STATE = {
         nl.LinkInfo(6, "veth0001", "tap", "2a:24:98:b9:77:61", 1450, False, master="cni0"),
     ],
     "addrs": [
+        nl.AddrInfo("lo", "127.0.0.1/8"),
         nl.AddrInfo("eth0", "192.168.1.11/24"),
         nl.AddrInfo("cni0", "10.244.1.1/24"),
         nl.AddrInfo("cni0", "fd00:10:244:1::1/64"),
@@ -99,7 +101,13 @@ def shim(command: str, client: Client | None = None) -> str:
     return call(name, arguments, client or Client())
 
 
-VXLAN = """4: flannel.1: <BROADCAST,MULTICAST,UP,LOWER_UP> mtu 1450 qdisc noqueue state UNKNOWN mode DEFAULT group default qlen 1000
+LO = """1: lo: <LOOPBACK,UP,LOWER_UP> mtu 65536 qdisc noqueue state UNKNOWN group default qlen 1000
+    link/loopback 00:00:00:00:00:00 brd 00:00:00:00:00:00
+    inet 127.0.0.1/8 scope host lo
+       valid_lft forever preferred_lft forever
+"""
+VXLAN = """4: flannel.1: <BROADCAST,MULTICAST,UP,LOWER_UP> mtu 1450 qdisc noqueue state UNKNOWN mode DEFAULT \
+group default qlen 1000
     link/ether 02:4b:a0:af:b6:82 brd ff:ff:ff:ff:ff:ff promiscuity 0  allmulti 0 minmtu 68 maxmtu 65535 
     vxlan id 1 local 192.168.1.11 dev eth0 srcport 0 0 dstport 8472 nolearning ttl auto ageing 300 udpcsum noudp6zerocsumtx \
 noudp6zerocsumrx addrgenmode eui64 numtxqueues 1 numrxqueues 1 gso_max_size 65536 gso_max_segs 65535 tso_max_size 65536 \
@@ -128,8 +136,8 @@ unreachable 10.8.0.0/16 metric 5
 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink 
 192.168.1.0/24 dev eth0 proto kernel scope link src 192.168.1.11 
 """  # noqa: W291
-CONNTRACK = """tcp      6 431999 ESTABLISHED src=10.244.1.5 dst=10.96.0.1 sport=48474 dport=80 src=10.244.2.3 dst=10.244.1.5 sport=8080 \
-dport=48474 [ASSURED] mark=0 use=1
+CONNTRACK = """tcp      6 431999 ESTABLISHED src=10.244.1.5 dst=10.96.0.1 sport=48474 dport=80 src=10.244.2.3 dst=10.244.1.5 \
+sport=8080 dport=48474 [ASSURED] mark=0 use=1
 udp      17 29 src=127.0.0.1 dst=127.0.0.1 sport=36863 dport=9 [UNREPLIED] src=127.0.0.1 dst=127.0.0.1 \
 sport=9 dport=36863 mark=0 use=1
 icmp     1 29 src=127.0.0.1 dst=127.0.0.1 type=8 code=0 id=18471 src=127.0.0.1 dst=127.0.0.1 type=0 code=0 id=18471 mark=0 use=1
@@ -142,6 +150,7 @@ icmp     1 29 src=127.0.0.1 dst=127.0.0.1 type=8 code=0 id=18471 src=127.0.0.1 d
         ("ip -d link show flannel.1", VXLAN),
         ("ip link show dev veth0000", VETH),
         ("ip addr show flannel.1", ADDR),
+        ("ip addr show lo", LO),
         ("ip -s link show cni0", STATS),
         ("ip route", ROUTES),
         ("ip r s", ROUTES),

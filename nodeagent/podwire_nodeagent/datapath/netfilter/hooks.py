@@ -52,8 +52,7 @@ class Netfilter:
     - `masquerade_source(out_link, address_family) -> bytes | None`: the primary address of a link.
     - `broadcast_test(address)`: is it a broadcast address of a connected network? Without it only 255.255.255.255 is one.
     - `generation` is bumped by every committed transaction: cached walks of older generations are void.
-    - `counters`: events by name ("nat.port_search" …); those of `conntrack -S` are in `conntrack.counters`. Drops
-      are counted by the stack under `Outcome.reason`.
+    Drops are counted by the stack, under `Outcome.reason`.
     """
 
     def __init__(
@@ -67,16 +66,22 @@ class Netfilter:
         self._sysctls = sysctls
         self._masquerade_source = masquerade_source
         self._context = Context(chooser, local_address_test, broadcast_test or (lambda address: address == _LIMITED_BROADCAST))
-        self.counters: dict[str, int] = {}
+        self._counters: dict[str, int] = {}
         self.ruleset = Ruleset(self._context)
         self.conntrack = Conntrack(Timeouts(sysctls))
-        self._nat = Nat(self.conntrack, chooser, self.counters)
+        self._nat = Nat(self.conntrack, chooser, self._counters)
 
     # --- settings and tables --------------------------------
 
     @property
     def generation(self) -> int:
         return self.ruleset.generation
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """A snapshot of events by name: "nat.port_search", and those of `conntrack -S` as "conntrack.insert" …"""
+        kept = {f"conntrack.{name}": number for name, number in self.conntrack.counters.items()}
+        return {**self._counters, **kept, "conntrack.count": self.conntrack.count}
 
     def reconfigure(self) -> None:
         """Read the sysctls again (net.netfilter.nf_conntrack_*)."""
