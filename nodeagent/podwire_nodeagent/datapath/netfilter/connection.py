@@ -72,8 +72,8 @@ def split(key: bytes) -> Tuple:
 
 
 class Connection:
-    """See the head of the file. `keys[0]` is the original direction's key, `keys[1]` the reply's; they are each
-    other's inverse unless the connection is translated. `timeout` is what the next packet prolongs it by."""
+    """See the head of the file. `original` and `reply` are the keys of its directions; they are each other's inverse unless the
+    connection is translated. `timeout` is what the next packet prolongs it by."""
 
     __slots__ = (
         "begun",
