@@ -6,8 +6,7 @@ Rules:
 - A fragment wholly contained in what is there is dropped alone; a partial overlap, or an end that contradicts another,
   drops the whole packet (RFC 5722's rule, which Linux keeps for IPv4 as well).
 - A reassembled packet remembers its largest fragment: it is never cut into larger ones again.
-- `split` completes a partial checksum first, sets offsets, and copies the options into the first fragment only as far as
-  their copy bit says.
+- `split` completes a partial checksum first and sets offsets; options without the copy bit are in the first fragment only.
 """
 
 from __future__ import annotations
@@ -149,13 +148,13 @@ def split(frame: Buffer, packet: Packet, mtu: int) -> list[bytearray]:
 
 
 def _copied_options(options: bytes) -> bytes:
-    """Those with the copy bit set, padded to a multiple of 4."""
-    kept, at = b"", 0
+    """The options of later fragments: those without the copy bit become no-operations, so that the header keeps its size."""
+    kept, at = bytearray(options), 0
     while at < len(options) and options[at] != 0:
         size = 1 if options[at] == 1 else options[at + 1] if at + 1 < len(options) else 0
         if size < 1 or at + size > len(options):
             break
-        if options[at] & 0x80:
-            kept += options[at : at + size]
+        if not options[at] & 0x80:
+            kept[at : at + size] = b"\1" * size
         at += size
-    return kept + bytes(-len(kept) % 4)
+    return bytes(kept)

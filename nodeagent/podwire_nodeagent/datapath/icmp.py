@@ -54,7 +54,7 @@ class RateLimit:
 def may_answer(packet: Packet) -> bool:
     """Whether an error about this packet is allowed at all."""
     src, dst = packet.src, packet.dst
-    if packet.offset or src[0] in (0, 127) or src[0] >= 224 or dst[0] >= 224:
+    if packet.offset or src[0] in (0, 127) or 224 <= src[0] < 240 or 224 <= dst[0] < 240:
         return False
     return packet.proto != ICMP or (packet.fragment and packet.buf[packet.l4] in ICMP4_QUERIES) or is_query(packet)
 
@@ -63,11 +63,9 @@ def is_query(packet: Packet) -> bool:
     return (packet.dport >> 8) in ICMP4_QUERIES
 
 
-def limited(kind: int, code: int) -> bool:
-    """Types of icmp_ratemask 6168, path MTU discovery excepted."""
-    return kind in (UNREACHABLE, 4, TIME_EXCEEDED, PARAMETER_PROBLEM) and not (
-        kind == UNREACHABLE and code == FRAGMENTATION_NEEDED
-    )
+def limited(kind: int, code: int, mask: int) -> bool:
+    """Whether an error counts against the limit: types of icmp_ratemask, path MTU discovery excepted."""
+    return bool(mask >> kind & 1) and not (kind == UNREACHABLE and code == FRAGMENTATION_NEEDED)
 
 
 def error(packet: Packet, source: bytes, kind: int, code: int, ident: int, rest: int = 0) -> bytearray:

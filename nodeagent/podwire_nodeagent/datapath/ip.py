@@ -145,11 +145,11 @@ def martian(stack: Stack, packet: Packet, dev: Link) -> str:
     """ "" or why these addresses may not arrive on this link."""
     src, dst = packet.src, packet.dst
     first = src[0]
-    if first >= 224:
+    if 224 <= first < 240 or src == LIMITED_BROADCAST:
         return "martian_source"
     if first == 0 and not (src == b"\0\0\0\0" and dst == LIMITED_BROADCAST):
         return "martian_source"
-    if dst[0] == 0 or (dst[0] >= 240 and dst != LIMITED_BROADCAST):
+    if dst[0] == 0:
         return "martian_destination"
     if (first == 127 or dst[0] == 127) and dev.kind != "loopback" and not stack.settings.route_localnet(dev.name):
         return "martian_source" if first == 127 else "martian_destination"
@@ -364,7 +364,8 @@ def send_error(stack: Stack, walk: Walk, kind: int, code: int, rest: int = 0) ->
     route = stack.fib.lookup(packet.src)
     if route is None or route.dev is None:
         return
-    if icmp.limited(kind, code) and not stack.icmp_limit.allow(packet.src, walk.now, stack.settings.icmp_interval):
+    limited = icmp.limited(kind, code, stack.settings.icmp_mask)
+    if limited and not stack.icmp_limit.allow(packet.src, walk.now, stack.settings.icmp_interval):
         stack.count("icmp.ratelimited")
         return
     source = packet.dst if stack.fib.is_local(packet.dst) else stack.fib.source(route, stack.links)

@@ -13,7 +13,6 @@ from podwire_nodeagent.datapath.netfilter.timeouts import SYSCTL_DEFAULTS
 
 PER_LINK = {"rp_filter": "0", "route_localnet": "0", "accept_local": "0", "forwarding": "0", "send_redirects": "0"}
 EFFECTLESS = (
-    "net.ipv4.icmp_ratemask",
     "net.ipv4.conf.*.send_redirects",
     "net.ipv4.conf.*.forwarding (ip_forward decides)",
     "net.ipv6.conf.all.forwarding",
@@ -36,7 +35,7 @@ class Settings:
     def __init__(self) -> None:
         self.values: dict[str, str] = {**DEFAULTS, **SYSCTL_DEFAULTS}
         self.forwarding = self.bridge_nf = False
-        self.icmp_interval = 1.0
+        self.icmp_interval, self.icmp_mask = 1.0, 6168
         self._strict: dict[tuple[str, str], int] = {}
         self.reload()
 
@@ -56,6 +55,7 @@ class Settings:
         self.forwarding = self.values["net.ipv4.ip_forward"] != "0"
         self.bridge_nf = self.values["net.bridge.bridge-nf-call-iptables"] != "0"
         self.icmp_interval = int(self.values["net.ipv4.icmp_ratelimit"]) / 1000
+        self.icmp_mask = int(self.values["net.ipv4.icmp_ratemask"])
         self._strict.clear()
 
     def rp_filter(self, dev: str) -> int:
