@@ -14,7 +14,7 @@ Rules:
   might depend on calls `changed`.
 
 Order to read: this file, then packet order: flowcache.py (hit or walk), ingress.py, arp.py, ip.py with netfilter/, fib.py,
-icmp.py, fragments.py, egress.py with neigh.py and bridge.py; configure.py and dumps.py for the tables; tracer.py.
+icmp.py, fragments.py, egress.py with neigh.py and bridge.py; configure.py (with change.py) and dumps.py; tracer.py.
 """
 
 from __future__ import annotations
