@@ -350,7 +350,13 @@ def events_of(session: Session, obj: Json) -> list[Json]:
     meta = obj["metadata"]
     found = session.api.list("Event", meta.get("namespace", ""), fields=f"involvedObject.name={meta['name']}").items
     mine = [e for e in found if e.get("involvedObject", {}).get("kind") == obj["kind"] and _is_of(e, meta)]
-    return sorted(mine, key=lambda event: str(event.get("lastTimestamp") or event["metadata"].get("creationTimestamp") or ""))
+    return sorted(mine, key=_when)
+
+
+def _when(event: Json) -> tuple[str, int]:
+    """Time stamps have seconds; within one, the order of writing decides."""
+    meta = event["metadata"]
+    return str(event.get("lastTimestamp") or meta.get("creationTimestamp") or ""), int(meta.get("resourceVersion") or 0)
 
 
 def _is_of(event: Json, meta: Json) -> bool:

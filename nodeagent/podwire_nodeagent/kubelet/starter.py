@@ -35,7 +35,12 @@ async def start(worker: PodWorker, name: str) -> bool:
     if isinstance(answer, Missing):
         _cannot_pull(worker, record, container.image, answer.message)
         return False
-    worker.event("Normal", "Pulled", f'Container image "{container.image}" already present on machine', name)
+    present = (
+        "is no program of this machine: a stand-in takes its place"
+        if isinstance(answer, StandIn)
+        else "already present on machine"
+    )
+    worker.event("Normal", "Pulled", f'Container image "{container.image}" {present}', name)
     try:
         _prepare_volumes(worker)
         spec = _program_spec(worker, container, answer)
