@@ -2,41 +2,33 @@
 
 from __future__ import annotations
 
+from functools import cache
 from ipaddress import ip_network
+from pathlib import Path
 
 from podwire_core import netfilter as nf
 from podwire_core.iptables_rule import PROTOCOL_NAMES
 from podwire_core.netlink import RuleCounters, TableDump
 
 _NUMBERS = {name: number for number, name in PROTOCOL_NAMES.items() if number.isdecimal()} | {"all": "0"}
-_SERVICES = {
-    ("tcp", 20): "ftp-data",
-    ("tcp", 21): "ftp",
-    ("tcp", 22): "ssh",
-    ("tcp", 23): "telnet",
-    ("tcp", 25): "smtp",
-    ("tcp", 53): "domain",
-    ("udp", 53): "domain",
-    ("udp", 67): "bootps",
-    ("udp", 68): "bootpc",
-    ("tcp", 80): "http",
-    ("tcp", 110): "pop3",
-    ("udp", 123): "ntp",
-    ("tcp", 143): "imap2",
-    ("udp", 161): "snmp",
-    ("tcp", 179): "bgp",
-    ("tcp", 389): "ldap",
-    ("tcp", 443): "https",
-    ("udp", 443): "https",
-    ("udp", 514): "syslog",
-    ("tcp", 993): "imaps",
-    ("tcp", 3306): "mysql",
-    ("tcp", 5432): "postgresql",
-    ("tcp", 6379): "redis",
-    ("tcp", 8080): "http-alt",
-}
 _ICMP = {0: "echo-reply", 3: "destination-unreachable", 8: "echo-request", 11: "time-exceeded", 12: "parameter-problem"}
 _ICMP6 = {1: "destination-unreachable", 2: "packet-too-big", 128: "echo-request", 129: "echo-reply"}
+
+
+@cache
+def _services() -> dict[tuple[str, int], str]:
+    """The names of ports, from where the real tool has them too; without the file ports stay numbers."""
+    found: dict[tuple[str, int], str] = {}
+    try:
+        lines = Path("/etc/services").read_text().splitlines()
+    except OSError:
+        return found
+    for line in lines:
+        words = line.partition("#")[0].split()
+        port, _, proto = words[1].partition("/") if len(words) > 1 else ("", "", "")
+        if port.isdecimal():
+            found.setdefault((proto, int(port)), words[0])
+    return found
 
 
 def list_table(dump: TableDump, chains: list[nf.Chain], numeric: bool, verbose: bool, exact: bool, numbers: bool) -> str:
@@ -165,7 +157,7 @@ def _ports(name: str, match: nf.SourcePort | nf.DestinationPort, numeric: bool) 
         return ""
 
     def one(port: int) -> str:
-        return str(port) if numeric else _SERVICES.get((match.proto, port), str(port))
+        return str(port) if numeric else _services().get((match.proto, port), str(port))
 
     invert = "!" if match.invert else ""
     if match.low == match.high:
