@@ -8,6 +8,7 @@ usage; each with one line on stderr.
 from __future__ import annotations
 
 import argparse
+import gc
 import ipaddress
 import logging
 import random
@@ -35,6 +36,7 @@ from podwire_core.rpc.server import ListenError, serve
 
 def main() -> int:
     args = _arguments()
+    sys.setswitchinterval(0.0005)  # gRPC's threads carry each request: they should not wait 5 ms for controllers at work
     logging.basicConfig(level=args.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     status = 0
     try:
@@ -76,8 +78,10 @@ def _network(text: str) -> str:
 async def _run(args: argparse.Namespace) -> None:
     store = open_store(args.data)
     try:
+        gc.disable()
         resources = Resources(State(store, ServiceAllocator([args.service_cidr])), time.time, random.Random())
         bootstrap(resources, args.service_cidr)
+        _spare_the_collector()
         runner = Runner(resources, all_controllers(args.cluster_cidr, args.node_cidr_mask), time.time)
         server = Server(resources, runner, time.time)
         async with trio.open_nursery() as nursery:
@@ -91,6 +95,13 @@ async def _run(args: argparse.Namespace) -> None:
                     break
     finally:
         store.close()
+
+
+def _spare_the_collector() -> None:
+    """Objects of the cluster are trees that live long: looking through them for cycles again and again finds nothing."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+    gc.enable()
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ from podwire_core.objects import Json, key_of
 log = logging.getLogger(__name__)
 
 FIRST_DELAY, LAST_DELAY = 0.05, 30.0
-SLICE = 0.01  # seconds of controllers' work before requests are served again
+SLICE = 0.004  # seconds of controllers' work before requests are served again
+YIELDS = 3  # turns of trio's loop that a waiting request needs: to be spawned, to run, to be answered
 RESYNC = 300.0
 
 
@@ -70,7 +71,8 @@ class Runner:
                 await trio.sleep(1.0)
             at = self.engine.next_time()
             if at is not None and at <= self._clock():
-                await trio.lowlevel.checkpoint()
+                for _ in range(YIELDS):
+                    await trio.lowlevel.checkpoint()
                 continue
             self._wake = trio.Event()
             with trio.move_on_after(RESYNC if at is None else max(0.0, at - self._clock())):
