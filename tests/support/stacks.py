@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections import deque
 from random import Random
 
+from support import packets
+from support.packets import Seen, decode
+
 from podwire_core import netfilter as nf
 from podwire_core.netlink import (
     AddrAdd,
@@ -22,8 +25,6 @@ from podwire_core.netlink import (
 )
 from podwire_nodeagent.datapath.chooser import RandomChooser
 from podwire_nodeagent.datapath.stack import Stack
-from support import packets
-from support.packets import Seen, decode
 
 GATEWAY = "02:00:a9:fe:01:01"
 HOST = "02:00:00:00:00:99"

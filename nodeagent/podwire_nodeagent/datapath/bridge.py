@@ -76,13 +76,6 @@ class Fdb:
             self.dynamic -= 1
         return entry
 
-    def forget_port(self, port: Link) -> list[FdbEntry]:
-        """Removes (and returns) all entries of a port that is taken away."""
-        gone = [entry for entry in self.entries.values() if entry.port is port]
-        for entry in gone:
-            self.remove(entry.mac)
-        return gone
-
     def expire(self, now: float) -> int:
         old = [e.mac for e in self.entries.values() if not e.permanent and now - e.used >= AGEING]
         for mac in old:

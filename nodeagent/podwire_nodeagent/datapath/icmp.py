@@ -10,7 +10,7 @@ Rules:
 
 from __future__ import annotations
 
-from podwire_nodeagent.datapath.checksum import checksum, pseudo_sum
+from podwire_nodeagent.datapath.checksum import checksum, ones_sum, pseudo_sum
 from podwire_nodeagent.datapath.packet import ACK, FIN, ICMP4_QUERIES, RST, SYN, Packet
 from podwire_nodeagent.datapath.wire import ETHERTYPE_IPV4, ICMP, IPV4, L3, NEEDS_CSUM, TCP, U16, VNET, VNET_SIZE
 
@@ -120,10 +120,5 @@ def checksum_ok(packet: Packet) -> bool:
     if packet.proto == 17 and not (buf[l4 + 6] or buf[l4 + 7]):
         return True
     segment = buf[l4 : packet.end]
-    total = pseudo_sum(packet.src + packet.dst, packet.proto, len(segment)) + _sum(segment)
+    total = pseudo_sum(packet.src + packet.dst, packet.proto, len(segment)) + ones_sum(segment)
     return total % 65535 == 0
-
-
-def _sum(data: bytearray | memoryview) -> int:
-    value = int.from_bytes(data, "big") % 65535
-    return value * 256 % 65535 if len(data) & 1 else value

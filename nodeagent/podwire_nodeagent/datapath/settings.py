@@ -2,8 +2,8 @@
 
 Rules: an unknown name is ENOENT, a bad value EINVAL; `net.ipv4.conf.<link>.<name>` exists for all, default and every link
 name. As in Linux, `conf.all` and the link are combined: the larger for rp_filter, either for route_localnet and
-accept_local. Settings that are stored without effect here say so in EFFECTLESS; netfilter reads its own (net.netfilter.*)
-from the same dict.
+accept_local. Stored without effect: send_redirects, conf.*.forwarding (ip_forward decides), net.ipv6.*,
+bridge-nf-call-arptables. Netfilter reads its own (net.netfilter.*) from the same dict.
 """
 
 from __future__ import annotations
@@ -12,12 +12,6 @@ from podwire_core.netlink import NetlinkError
 from podwire_nodeagent.datapath.netfilter.timeouts import SYSCTL_DEFAULTS
 
 PER_LINK = {"rp_filter": "0", "route_localnet": "0", "accept_local": "0", "forwarding": "0", "send_redirects": "0"}
-EFFECTLESS = (
-    "net.ipv4.conf.*.send_redirects",
-    "net.ipv4.conf.*.forwarding (ip_forward decides)",
-    "net.ipv6.conf.all.forwarding",
-    "net.bridge.bridge-nf-call-arptables",
-)
 DEFAULTS = {
     "net.ipv4.ip_forward": "0",
     "net.ipv4.icmp_ratelimit": "1000",

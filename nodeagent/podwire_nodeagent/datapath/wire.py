@@ -18,14 +18,13 @@ VNET_SIZE = 10
 ETH = 10  # the Ethernet header
 ETH_SIZE = 14
 L3 = ETH + ETH_SIZE  # ARP, IPv4 or IPv6
-IPV4_SIZE = 20
 
 ETHERTYPE_IPV4 = 0x0800
 ETHERTYPE_ARP = 0x0806
 ETHERTYPE_IPV6 = 0x86DD
 
 ICMP, TCP, UDP = 1, 6, 17
-DF, MF, FRAGMENT = 0x4000, 0x2000, 0x3FFF  # flags_offset: don't fragment; more fragments; any fragment at all
+DF, MF = 0x4000, 0x2000  # flags_offset: don't fragment; more fragments
 
 NEEDS_CSUM = 1  # virtio_net_hdr.flags: the field at csum_start + csum_offset holds the pseudo-header's sum only
 NO_VNET = bytes(VNET_SIZE)
@@ -37,7 +36,6 @@ ETHERNET = struct.Struct("!6s6sH")  # destination, source, type
 IPV4 = struct.Struct("!BBHHHBBH4s4s")  # version+ihl, tos, length, id, flags+offset, ttl, protocol, checksum, source, dst
 ARP = struct.Struct("!HHBBH6s4s6s4s")  # hardware, protocol, sizes, operation, sender mac and ip, target mac and ip
 U16 = struct.Struct("!H")
-U32 = struct.Struct("!I")
 ARP_PREFIX = (1, ETHERTYPE_IPV4, 6, 4)
 ARP_REQUEST, ARP_REPLY = 1, 2
 ARP_END = L3 + ARP.size
@@ -77,8 +75,3 @@ def address_text(address: bytes) -> str:
         a, b, c, d = address
         return f"{a}.{b}.{c}.{d}"
     return str(ipaddress.IPv6Address(address))
-
-
-def is_multicast_mac(mac: bytes) -> bool:
-    """Broadcast too: the group bit."""
-    return bool(mac[0] & 1)
