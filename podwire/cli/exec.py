@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +13,9 @@ from podwire.cli.session import Session, key, warn
 from podwire.paths import ClusterError
 from podwire_core.agentapi import ExecStart
 from podwire_core.objects import Json
+
+if TYPE_CHECKING:
+    from podwire_core.rpc.sync import SyncChannel
 
 stdin_option = click.option("-i", "--stdin", is_flag=True, help="Pass standard input on.")
 tty_option = click.option("-t", "--tty", is_flag=True, help="Give the command a terminal.")
@@ -32,7 +36,7 @@ def exec_(
     found = session.pod(pod, namespace)
     container = checked_container(found, container)
     agent = session.agent_of(found)
-    return _run(session, agent, ExecStart(list(command), key(found), container, wants_tty(tty), stdin))
+    return _run(agent, ExecStart(list(command), key(found), container, wants_tty(tty), stdin))
 
 
 @click.command()
@@ -46,15 +50,13 @@ def node(session: Session, name: str, command: tuple[str, ...], stdin: bool, tty
     Without a command: a shell."""
     agent = session.agent(name.removeprefix("node/"))
     if not command:
-        return _run(session, agent, ExecStart(["sh"], tty=wants_tty(sys.stdin.isatty()), stdin=True))
-    return _run(session, agent, ExecStart(list(command), tty=wants_tty(tty), stdin=stdin))
+        return _run(agent, ExecStart(["sh"], tty=wants_tty(sys.stdin.isatty()), stdin=True))
+    return _run(agent, ExecStart(list(command), tty=wants_tty(tty), stdin=stdin))
 
 
-def _run(session: Session, agent: object, start: ExecStart) -> int:
+def _run(agent: SyncChannel, start: ExecStart) -> int:
     from podwire.cli import terminal
-    from podwire_core.rpc.sync import SyncChannel
 
-    assert isinstance(agent, SyncChannel)
     if start.tty:
         start.env = {"TERM": os.environ.get("TERM", "xterm")}
     done = terminal.run(agent, start)

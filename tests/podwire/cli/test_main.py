@@ -63,11 +63,12 @@ def test_a_bug_with_debug_is_a_traceback(failing, capsys, monkeypatch):
 
 
 def test_unknown_commands_and_options(capsys):
-    assert main.run(["fly"]) == 2
+    assert main.run(["gte"]) == 2
     assert main.run(["get", "--fly"]) == 2
     assert main.run(["get"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3
+    assert lines[0] == "podwire: there is no command 'gte'; is it 'get'?"
     assert lines[2] == "podwire get: Missing argument 'KIND[,KIND] [NAME...] | KIND/NAME...'."
 
 
