@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 from support import packets
-from support.stacks import Cluster, Pod, service_rules
 from support.packets import ACK, FIN, PSH, SYN, decode_ip, tcp, udp
+from support.stacks import Cluster, Pod, service_rules
 
 SERVICE = "10.96.0.50"
 
