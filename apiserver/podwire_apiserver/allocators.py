@@ -187,8 +187,8 @@ def _inherit(spec: Json, old: Json) -> None:
     """An update that doesn't mention the addresses and node ports keeps them, unless the new type has none."""
     if spec.get("type") != "ExternalName" and old.get("clusterIP") and not spec.get("clusterIP"):
         for field in ("clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"):
-            if old.get(field) is not None:
-                spec.setdefault(field, old[field])
+            if old.get(field) is not None and not spec.get(field):
+                spec[field] = old[field]
     before = {(port["port"], port.get("protocol", "TCP")): port.get("nodePort") for port in old.get("ports") or []}
     exposed = spec.get("type") in ("NodePort", "LoadBalancer")
     was_exposed = old.get("type") in ("NodePort", "LoadBalancer")

@@ -22,6 +22,7 @@ from podwire_apiserver.resources import Resources, Stored
 from podwire_apiserver.runner import Runner
 from podwire_apiserver.selections import compile_filter
 from podwire_apiserver.state import State, revision_of
+from podwire_apiserver.store import StoreError
 from podwire_apiserver.watchers import BATCH_LIMIT, Committed, Want, Watcher, bookmark
 from podwire_core.errors import ApiError
 from podwire_core.kinds import ResourceInfo
@@ -152,8 +153,11 @@ class Server:
         """Compaction, and the end of old Events."""
         while True:
             await trio.sleep(UPKEEP_INTERVAL)
-            self.compact()
-            self.expire_events()
+            try:
+                self.compact()
+                self.expire_events()
+            except (StoreError, ApiError) as error:  # a full disk must not end the server: reading still works
+                log.error("upkeep has to wait: %s", error)
 
     def compact(self) -> None:
         now, store = self._clock(), self._state.store

@@ -87,6 +87,8 @@ def test_an_update_keeps_what_it_does_not_mention_and_drops_what_the_new_type_la
     spec = assigned(allocator, again, before)
     assert spec["clusterIP"] == before["spec"]["clusterIP"]
     assert spec["ports"][0]["nodePort"] == before["spec"]["ports"][0]["nodePort"] != spec["ports"][1]["nodePort"]
+    cleared = service(type="NodePort", clusterIP="", ports=[{"port": 80, "protocol": "TCP", "nodePort": 0}])
+    assert assigned(allocator, cleared, before) == before["spec"]
     inward = {"metadata": before["metadata"], "spec": {**before["spec"], "type": "ClusterIP"}}
     assert "nodePort" not in assigned(allocator, inward, before)["ports"][0]
 

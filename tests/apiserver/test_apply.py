@@ -155,3 +155,39 @@ def test_rfc_7386_examples():
     ]
     for target, patch, result in cases:
         assert merge_patch(target, patch) == result
+
+
+def test_applying_the_same_again_changes_nothing_whatever_the_kind(world):
+    pod = {
+        "metadata": {"labels": {"a": "b"}},
+        "spec": {"containers": [{"name": "c", "image": "i", "ports": [{"containerPort": 1}]}]},
+    }
+    once = {"spec": {**pod["spec"], "restartPolicy": "Never"}}
+    selector = {"matchLabels": {"a": "b"}}
+    objs = [
+        world.obj(
+            "Pod", "p", spec={**pod["spec"], "tolerations": [{"key": "k", "operator": "Exists"}], "volumes": [{"name": "v"}]}
+        ),
+        world.obj("Deployment", "d", spec={"selector": selector, "template": pod}),
+        world.obj("StatefulSet", "s", spec={"selector": selector, "template": pod, "serviceName": "x"}),
+        world.obj("DaemonSet", "d", spec={"selector": selector, "template": pod}),
+        world.obj("ReplicationController", "r", spec={"template": pod}),
+        world.obj("Job", "j", spec={"template": once}),
+        world.obj("CronJob", "c", spec={"schedule": "@daily", "jobTemplate": {"spec": {"template": once}}}),
+        world.obj(
+            "Service", "s", spec={"type": "LoadBalancer", "clusterIP": "", "ports": [{"port": 1}], "sessionAffinity": "ClientIP"}
+        ),
+        world.obj("Service", "h", spec={"clusterIP": "None", "ports": None}),
+        world.obj("Service", "e", spec={"type": "ExternalName", "externalName": "a.b"}),
+        world.obj("Secret", "s", stringData={"a": "b"}),
+        world.obj("NetworkPolicy", "n", spec={"podSelector": {}, "egress": [{"ports": [{"port": 53, "protocol": "UDP"}]}]}),
+        world.obj("EndpointSlice", "e", addressType="IPv4", endpoints=[{"addresses": ["1.2.3.4"]}], ports=[{"port": 1}]),
+        world.obj("Endpoints", "e", subsets=[{"addresses": [{"ip": "1.2.3.4"}], "ports": [{"port": 1}]}]),
+        world.obj("Namespace", "ns"),
+        world.obj("Node", "n", spec={"podCIDR": "10.1.0.0/24"}),
+        world.obj("Ingress", "i", spec={"rules": [{"host": "a"}]}),
+    ]
+    assert set(whats(world, *objs)) == {"created"}
+    revision = world.state.revision
+    assert whats(world, *objs) == ["unchanged"] * len(objs)
+    assert world.state.revision == revision

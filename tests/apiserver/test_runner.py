@@ -7,6 +7,7 @@ import trio
 import trio.testing
 
 from podwire_apiserver.controllers import Again, Bind, Create, Delete, Event, Patch, Update, UpdateStatus
+from podwire_apiserver.store import StoreError
 
 POD = {"containers": [{"name": "c", "image": "nginx"}]}
 
@@ -202,3 +203,22 @@ def test_history_is_kept_for_a_while(make_world, monkeypatch):
     world.now += 400
     world.server.compact()
     assert world.store.compacted == world.state.revision - 5  # and these many revisions in any case
+
+
+def test_upkeep_outlives_a_full_disk(make_world, monkeypatch, caplog):
+    world = make_world()
+    calls = []
+
+    def refuse():
+        calls.append("compact")
+        raise StoreError("store.db: database or disk is full")
+
+    monkeypatch.setattr(world.server, "compact", refuse)
+
+    async def main():
+        with trio.move_on_after(100):
+            await world.server.upkeep()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    assert len(calls) == 3
+    assert "upkeep has to wait: store.db: database or disk is full" in caplog.text
