@@ -31,6 +31,9 @@ from podwire_nodeagent.proxy.config import ProxyConfiguration
 
 log = logging.getLogger(__name__)
 HOST_DEV = "eth0"
+# The host namespace holds the node's addresses, but packets to them must cross the datapath like all others (a Service may
+# have turned their answers round): its own local table is asked for arriving packets and for 127/8 only.
+HOST_RULES = f"rule add pref 10 iif {HOST_DEV} lookup local\nrule add pref 11 to 127.0.0.0/8 lookup local\nrule del pref 0\n"
 Reattach = Callable[[Sequence[LinkInfo]], Awaitable[None]]
 KINDS = ("Node", "Service", "EndpointSlice")
 
@@ -136,7 +139,12 @@ def _host_tap(namespace: Path) -> int:
         there = HOST_DEV in (name for _, name in socket.if_nameindex())
     if there:
         return netns.reattach_tap(namespace, HOST_DEV)
-    return netns.create_tap(namespace, HOST_DEV, network.HOST_TAP_MAC)
+    fd = netns.create_tap(namespace, HOST_DEV, network.HOST_TAP_MAC)
+    for name in ("all.rp_filter", f"{HOST_DEV}.rp_filter"):
+        netns.set_sysctl(namespace, f"net.ipv4.conf.{name}", "0")
+    netns.set_sysctl(namespace, f"net.ipv4.conf.{HOST_DEV}.accept_local", "1")
+    _run_ip(namespace, HOST_RULES)
+    return fd
 
 
 def _host_routes(namespace: Path) -> list[Json]:
