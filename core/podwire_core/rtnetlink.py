@@ -33,7 +33,8 @@ NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_GSO_MAX_SEGS = 1, 3, 4, 40
 IFA_ADDRESS, IFA_LOCAL, IFA_F_NODAD = 1, 2, 2
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS, RTAX_MTU = 1, 4, 5, 6, 7, 8, 2
-RTNH_F_ONLINK, RT_TABLE_MAIN, RTPROT_STATIC, RT_SCOPE_LINK = 4, 254, 4, 253
+RTNH_F_ONLINK, RT_TABLE_MAIN, RT_SCOPE_LINK = 4, 254, 253
+RTPROT_BOOT = 3  # what `ip route add` and CNI plugins write, and `ip route` does not print
 RTN_UNICAST, RTN_LOCAL = 1, 2
 NDA_DST, NDA_LLADDR, NUD_PERMANENT = 1, 2, 0x80
 IFF_UP = 1
@@ -166,7 +167,7 @@ class Rtnetlink:
         network = _network(route.dst, route.via or route.src)
         scope = 0 if route.via or network.version == 6 else RT_SCOPE_LINK
         head = _RTMSG.pack(
-            _family(network.version), network.prefixlen, 0, 0, RT_TABLE_MAIN, RTPROT_STATIC, scope, RTN_UNICAST,
+            _family(network.version), network.prefixlen, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, scope, RTN_UNICAST,
             RTNH_F_ONLINK if route.onlink else 0,
         )  # fmt: skip
         body = head + attribute(RTA_DST, network.network_address.packed)

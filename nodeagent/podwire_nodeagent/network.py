@@ -138,7 +138,7 @@ def _addresses(wanted: _Wanted, dumps: Dumps, links: _Links) -> Difference:
 
 
 def _routes(wanted: _Wanted, dumps: Dumps, links: _Links) -> Difference:
-    present: list[RouteInfo] = [r for r in dumps["routes"] if r.table == "main" and r.proto == "static"]
+    present: list[RouteInfo] = [r for r in dumps["routes"] if r.table == "main" and r.proto in ("static", "boot")]
     there = {(r.dst, r.dev, r.via, r.metric): r for r in present if not r.dev or r.dev in links.kept}
     gone: list[AnyOp] = [
         RouteDel(dst, dev=dev, via=via, metric=metric, missing_ok=True)

@@ -166,7 +166,7 @@ def _peer(peer: Peer, tunnel: bool, cable: bool) -> list[AnyOp]:
         ops += [
             NeighAdd(peer.vtep_ip, peer.vtep_mac, VTEP, replace=True),
             FdbAdd(peer.vtep_mac, VTEP, dst=peer.node_ip, replace=True),
-            RouteAdd(peer.pod_cidr, dev=VTEP, via=peer.vtep_ip, onlink=True, replace=True),
+            RouteAdd(peer.pod_cidr, dev=VTEP, via=peer.vtep_ip, onlink=True, proto="boot", replace=True),
         ]
     return ops
 

@@ -56,7 +56,8 @@ class Route:
             words += ["via", address_text(self.via)]
         if self.dev is not None:
             words += ["dev", self.dev.name]
-        words += ["proto", self.proto]
+        if self.proto != "boot":
+            words += ["proto", self.proto]
         if self.scope != "global":
             words += ["scope", self.scope]
         if self.src:

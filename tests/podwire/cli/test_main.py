@@ -89,7 +89,7 @@ def test_the_command_starts_without_what_is_slow(tmp_path):
     code = (
         "import sys; from podwire.cli.main import run; run(['get', 'pods']); print([m for m in sys.argv[1:] if m in sys.modules])"
     )
-    slow = ["trio", "numpy", "rich", "yaml", "tabulate", "podwire_nodeagent", "podwire_apiserver"]
+    slow = ["trio", "numpy", "rich", "yaml", "podwire_nodeagent", "podwire_apiserver"]
     environ = {**os.environ, "PODWIRE_API": f"unix:{tmp_path}/nobody.sock"}
     done = subprocess.run([sys.executable, "-c", code, *slow], capture_output=True, text=True, env=environ, check=True)
     assert done.stdout.strip() == "[]"
