@@ -100,7 +100,7 @@ class Rewrite:
                 patch_partial(buf, l4 + 2, self.pseudo_delta)
             else:
                 patch_sum(buf, l4 + 2, self.l4_delta)
-        elif proto == SCTP and buf[l4 : l4 + 4] != self.ports:
+        elif proto == SCTP and bytes(buf[l4 : l4 + 4]) != self.ports:
             buf[l4 : l4 + 4] = self.ports
             _finish_sctp(buf, l3, l4)
 
