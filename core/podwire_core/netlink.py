@@ -20,6 +20,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from podwire_core import nftables as nft
 from podwire_core.netfilter import Chain, Table
 
 MAX_MESSAGE = 256 << 20
@@ -186,6 +187,28 @@ class ChainsUpdate(Op, frozen=True, tag="nf.update"):
     delete: tuple[str, ...] = ()
 
 
+class NftReplace(Op, frozen=True, tag="nft.replace"):
+    """`flush ruleset` and these tables: nothing else of nftables is left. Sets that packets update (session affinity) keep what
+    they hold where a set of the same name and timeout takes their place."""
+
+    tables: tuple[nft.Table, ...] = ()
+
+
+class NftUpdate(Op, frozen=True, tag="nft.update", omit_defaults=True):
+    """A delta of one table, in the order in which it is done: elements deleted (by set, keys), sets made (or given a new
+    timeout), chains given these rules (made if missing; a base chain keeps its hook), elements added (by set), chains and sets
+    deleted, which nothing may use any more."""
+
+    family: int
+    table: str
+    delete_elements: dict[str, tuple[tuple[str, ...], ...]] = {}
+    sets: tuple[nft.Set, ...] = ()
+    chains: tuple[nft.Chain, ...] = ()
+    elements: dict[str, tuple[nft.Element, ...]] = {}
+    delete_chains: tuple[str, ...] = ()
+    delete_sets: tuple[str, ...] = ()
+
+
 class ConntrackDel(Op, frozen=True, tag="ct.del"):
     """`conntrack -D`: every field that is not empty must match. `reply_src` is the backend of a translated flow."""
 
@@ -221,6 +244,8 @@ AnyOp = (
     | UnderlayDel
     | TablesReplace
     | ChainsUpdate
+    | NftReplace
+    | NftUpdate
     | ConntrackDel
     | SysctlSet
 )
@@ -336,6 +361,7 @@ DUMPS: dict[str, Any] = {
     "conntrack": list[ConntrackInfo],
     "underlay": list[UnderlayInfo],
     "rules": list[TableDump],
+    "nftables": list[nft.Table],  # with what dynamic sets hold now
     "sysctls": dict[str, str],
     "counters": dict[str, int],  # drops by reason ("drop.ip_header_checksum"), cache hits, generation, …
     "info": dict[str, Any],  # pid, version, started, node
