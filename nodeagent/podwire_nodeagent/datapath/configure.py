@@ -184,6 +184,14 @@ def chains_update(change: Change, op: netlink.ChainsUpdate) -> None:
     change.netfilter().update(op)
 
 
+def nft_replace(change: Change, op: netlink.NftReplace) -> None:
+    change.stack.netfilter.nftables.replace(op.tables, change)
+
+
+def nft_update(change: Change, op: netlink.NftUpdate) -> None:
+    change.stack.netfilter.nftables.update(op, change)
+
+
 def conntrack_del(change: Change, op: netlink.ConntrackDel) -> None:
     connection_filter(op)  # refuses what cannot be read
     change.connections.append(op)
@@ -211,6 +219,8 @@ OPERATIONS: dict[type[Op], Callable[[Change, Any], None]] = {
     netlink.UnderlayDel: underlay_del,
     netlink.TablesReplace: tables_replace,
     netlink.ChainsUpdate: chains_update,
+    netlink.NftReplace: nft_replace,
+    netlink.NftUpdate: nft_update,
     netlink.ConntrackDel: conntrack_del,
     netlink.SysctlSet: sysctl_set,
 }

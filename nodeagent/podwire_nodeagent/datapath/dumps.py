@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from podwire_core import nftables as nft
 from podwire_core.netlink import (
     AddrInfo,
     ConntrackInfo,
@@ -119,6 +120,10 @@ def rules(stack: Stack, _: float) -> list[TableDump]:
     return stack.netfilter.dump()
 
 
+def nftables(stack: Stack, now: float) -> list[nft.Table]:
+    return stack.netfilter.nftables.dump(now)
+
+
 def sysctls(stack: Stack, _: float) -> dict[str, str]:
     return dict(sorted(stack.settings.values.items()))
 
@@ -136,6 +141,7 @@ DUMPS: dict[str, Callable[[Stack, float], Any]] = {
     "conntrack": conntrack,
     "underlay": underlay,
     "rules": rules,
+    "nftables": nftables,
     "sysctls": sysctls,
     "counters": counters,
     "info": info,

@@ -14,10 +14,9 @@ or an answer) and `dport` = type << 8 | code; other protocols and fragments have
 from __future__ import annotations
 
 from struct import Struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from podwire_nodeagent.datapath.netfilter.chains import CompiledRule
     from podwire_nodeagent.datapath.netfilter.connection import Connection
 
 VNET = 10  # length of the virtio_net_hdr that each frame begins with
@@ -41,6 +40,13 @@ _EXTENSIONS = frozenset((0, 43, 60, 51))  # hop-by-hop, routing, destination opt
 _MAX_EXTENSIONS = 8
 
 Buffer = bytearray | memoryview
+
+
+class Counted(Protocol):
+    """A rule: whoever matched it counts here."""
+
+    packets: int
+    bytes: int
 
 
 class Packet:
@@ -104,7 +110,7 @@ class Packet:
         self.in_link = ""
         self.out_link = ""
         self.volatile = False
-        self.hits: list[CompiledRule] | None = None
+        self.hits: list[Counted] | None = None
 
     def parse(self, buf: Buffer, l3: int = VNET + ETHERNET) -> str:
         """Look at the IP packet at `l3`; "" or a reason such as "ip_header_checksum"."""

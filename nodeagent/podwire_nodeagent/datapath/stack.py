@@ -161,6 +161,7 @@ class Stack:
         if now >= self._sweep_due:
             self._sweep_due = now + SWEEP
             self.cache.expire(now)
+            self.netfilter.nftables.expire(now)
             if sum(link.fdb.expire(now) for link in self.links if link.fdb is not None and link.kind == "bridge"):
                 self.changed()
         return emits

@@ -109,7 +109,7 @@ class Connection:
         self.due = 0  # the second in which the expiry looks at it
         self.upgrade = NEVER  # UDP: after this time a packet makes it a stream
         self.epoch = 0
-        self.cause: object = None  # the rule that translated its destination: it explains later packets in traces
+        self.cause = ""  # the object for which its destination was translated: it explains later packets in traces
         self.out_link = ""  # MASQUERADE: the link whose address was taken
         self.packets_original = self.packets_reply = self.bytes_original = self.bytes_reply = 0
 

@@ -5,7 +5,8 @@
     POSTROUTING  mangle, nat (source), confirm
 
 The nat table is asked once a connection and kind of translation; all later packets are translated by the conntrack
-entry. Given a list `steps`, a hook appends what it decided (`podwire_core.trace.Step`); the same code decides either way.
+entry. Base chains of nftables tables stand behind the iptables tables, by their priority (nftables/tables.py). Given a list
+`steps`, a hook appends what it decided (`podwire_core.trace.Step`); the same code decides either way.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from podwire_nodeagent.datapath.netfilter.chains import (
     MASQUERADE_OP,
     REJECT_OP,
     SNAT_OP,
+    CompiledChain,
     CompiledRule,
     Walk,
     walk,
@@ -38,7 +40,11 @@ from podwire_nodeagent.datapath.netfilter.nat import Nat, manipulate
 from podwire_nodeagent.datapath.netfilter.outcome import ACCEPT, NO_SOURCE, REDIRECT, Outcome
 from podwire_nodeagent.datapath.netfilter.ruleset import Ruleset, Transaction
 from podwire_nodeagent.datapath.netfilter.timeouts import Timeouts
-from podwire_nodeagent.datapath.packet import ICMP, ICMPV6, RELATED, Packet
+from podwire_nodeagent.datapath.nftables import Nftables, Path
+from podwire_nodeagent.datapath.nftables import explain as nft_explain
+from podwire_nodeagent.datapath.nftables import walk as nft_walk
+from podwire_nodeagent.datapath.nftables.compiled import Chain, Decision
+from podwire_nodeagent.datapath.packet import ICMP, ICMPV6, RELATED, Counted, Packet
 
 _LIMITED_BROADCAST: Final = b"\xff\xff\xff\xff"
 
@@ -68,6 +74,7 @@ class Netfilter:
         self._context = Context(chooser, local_address_test, broadcast_test or (lambda address: address == _LIMITED_BROADCAST))
         self._counters: dict[str, int] = {}
         self.ruleset = Ruleset(self._context)
+        self.nftables = Nftables(self._context)
         self.conntrack = Conntrack(Timeouts(sysctls))
         self._nat = Nat(self.conntrack, chooser, self._counters)
 
@@ -159,10 +166,30 @@ class Netfilter:
     # --- tables --------------------------------
 
     def _walk(self, packet: Packet, stage: str, now: float, steps: Steps) -> Outcome:
-        """One table at one hook (not nat's)."""
+        """One table at one hook (not nat's), and the nftables chains behind it."""
         chain = self.ruleset.hooks[packet.family].get(stage)
-        if chain is None:
-            return ACCEPT
+        outcome = ACCEPT if chain is None else self._walk_table(chain, packet, stage, now, steps)
+        based = self.nftables.hooks[packet.family].get(stage)
+        if based and outcome is ACCEPT:
+            for each in based:
+                decision = self._walk_based(each, packet, packet.hits, now, steps)
+                if decision.operation == DROP_OP:
+                    return Outcome("drop", f"nftables.{each.name}")
+                if decision.operation == REJECT_OP:
+                    return Outcome("reject", f"nftables.{each.name}", decision.argument)
+        return outcome
+
+    def _walk_based(self, chain: Chain, packet: Packet, hits: list[Counted] | None, now: float, steps: Steps) -> Decision:
+        """A base chain of nftables."""
+        self._context.now = now
+        if steps is None:
+            return nft_walk(chain, packet, hits, None)
+        path, mark = Path(), packet.mark
+        decision = nft_walk(chain, packet, hits, path)
+        steps.append(nft_explain.walked(chain, decision, path, packet, mark))
+        return decision
+
+    def _walk_table(self, chain: CompiledChain, packet: Packet, stage: str, now: float, steps: Steps) -> Outcome:
         self._context.now = now
         if steps is None:
             rule = walk(chain, packet, packet.hits, None)
@@ -200,18 +227,13 @@ class Netfilter:
 
     def _ask(self, packet: Packet, connection: Connection, stage: str, source: bool, now: float, steps: Steps) -> Outcome:
         """Give a new connection its translation, by rule or, without one, a null binding."""
-        chain = self.ruleset.hooks[packet.family].get(stage)
-        operation, rule = ACCEPT_OP, None
-        if chain is not None:
-            self._context.now = now
-            record, mark = (Walk(), packet.mark) if steps is not None else (None, 0)
-            rule = walk(chain, packet, None, record)
-            operation = rule.operation
-            if record is not None and steps is not None:
-                steps.append(explain.walked(stage, rule, record, packet, mark))
+        rule, origin = self._judge(packet, stage, now, steps)
+        operation = rule.operation if rule is not None else ACCEPT_OP
+        if operation == DROP_OP:
+            return Outcome("drop", f"nftables.{stage}")
         if operation == DNAT_OP and rule is not None and not source:
             self._nat.destination(connection, *rule.argument)
-            connection.cause = rule
+            connection.cause = origin
         elif operation == SNAT_OP and rule is not None:
             address, port = rule.argument
             self._nat.source(connection, address, port, False, now)
@@ -226,6 +248,22 @@ class Netfilter:
         else:
             connection.status |= DST_DONE
         return ACCEPT
+
+    def _judge(self, packet: Packet, stage: str, now: float, steps: Steps) -> tuple[CompiledRule | Decision | None, str]:
+        """What the nat chains of nftables, else the table nat, say of a new connection; and the object that this is for."""
+        for each in self.nftables.hooks[packet.family].get(stage, ()):
+            decision = self._walk_based(each, packet, None, now, steps)
+            if decision.operation != ACCEPT_OP:
+                return decision, decision.source.origin
+        chain = self.ruleset.hooks[packet.family].get(stage)
+        if chain is None:
+            return None, ""
+        self._context.now = now
+        record, mark = (Walk(), packet.mark) if steps is not None else (None, 0)
+        rule = walk(chain, packet, None, record)
+        if record is not None and steps is not None:
+            steps.append(explain.walked(stage, rule, record, packet, mark))
+        return rule, rule.source.origin
 
     def _translate_error(self, packet: Packet, connection: Connection, stage: str, source: bool, steps: Steps) -> Outcome:
         bit = SRC_NAT if source != bool(packet.direction) else DST_NAT
@@ -246,7 +284,7 @@ class Netfilter:
         numbers are the same, it has no SYN, FIN, RST (TCP), and `ct.touch(direction, length, now)` says True."""
         return packet.ct is not None and packet.ct.cacheable(packet)
 
-    def credit(self, hits: Iterable[CompiledRule], packets: int, size: int) -> None:
+    def credit(self, hits: Iterable[Counted], packets: int, size: int) -> None:
         """Count packets that a flow cache forwarded for the rules that the walk had matched (`packet.hits`, a list
         given before the first hook)."""
         for rule in hits:
@@ -264,6 +302,7 @@ class Netfilter:
         for connection in self.conntrack.connections(now):
             self.conntrack.kill(connection)
         self._context.recent.keep_only(())
+        self.nftables.forget()
 
     def dump_conntrack(self, now: float) -> list[ConntrackInfo]:
         return [connection_info(connection, now) for connection in self.conntrack.connections(now)]
