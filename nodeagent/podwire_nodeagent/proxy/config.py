@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct, field
 
-from podwire_core.constants import POD_CIDR
+from podwire_core.constants import POD_CIDR, SERVICE_CIDR
 from podwire_core.errors import Cause
 from podwire_core.objects import DecodeError, Json, Kube, decode
 from podwire_nodeagent.proxy.addresses import family_of, network
@@ -35,6 +35,7 @@ class ProxyConfiguration(Struct, frozen=True):
     masquerade_bit: int = 14
     localhost_node_ports: bool = True
     conntrack_tcp_be_liberal: bool = False
+    service_cidrs: tuple[str, ...] = (SERVICE_CIDR,)  # not of the configuration: the cluster's ServiceCIDR objects
 
     @property
     def masquerade_mark(self) -> int:
