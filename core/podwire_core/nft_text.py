@@ -109,11 +109,13 @@ def chain_lines(given: nft.Chain, family: int) -> list[str]:
 
 
 def _priority(hook: nft.Hook) -> str:
-    if hook.hook == "prerouting" and hook.priority == -100:
-        return "dstnat"
-    if hook.hook == "postrouting" and hook.priority == 100:
-        return "srcnat"
-    return PRIORITIES.get(hook.priority, str(hook.priority))
+    """By name within ten of one: "dstnat - 10"."""
+    special = {"prerouting": {-100: "dstnat"}, "postrouting": {100: "srcnat"}}.get(hook.hook, {})
+    for number, name in (PRIORITIES | special).items():
+        away = hook.priority - number
+        if abs(away) <= 10:
+            return name if not away else f"{name} {'+' if away > 0 else '-'} {abs(away)}"
+    return str(hook.priority)
 
 
 def rule(given: nft.Rule, family: int) -> str:

@@ -22,10 +22,14 @@ def call(name: str, argv: list[str], client: Client) -> str:
         from podwire_nodeagent.tools import conntrack
 
         return conntrack.main(argv, client)
-    if name in ("sysctl", "nft"):
+    if name == "nft":
+        from podwire_nodeagent.tools import nft
+
+        return nft.main(argv, client)
+    if name == "sysctl":
         from podwire_nodeagent.tools import system
 
-        return system.sysctl(argv, client) if name == "sysctl" else system.nft(argv, client)
+        return system.sysctl(argv, client)
     family = 6 if name.startswith("ip6tables") else 4
     from podwire_nodeagent.tools import iptables
 

@@ -64,7 +64,8 @@ class Rule:
 
     def text(self) -> str:
         """As nft prints it, behind its chain."""
-        return f"{self.chain.name} {nft_text.rule(self.source, self.family)}"
+        name = f"{self.chain.name} policy" if self is self.chain.policy else self.chain.name
+        return f"{name} {nft_text.rule(self.source, self.family)}"
 
 
 class Element:
@@ -85,4 +86,4 @@ Decision = Rule | Element  # what ended a walk
 
 def policy_rule(chain: Chain, family: int, operation: int = ACCEPT_OP) -> Rule:
     name = chain.hook.policy if chain.hook else "accept"
-    return Rule(nft.Rule((nft.Verdict(name),), comment="policy"), chain, family, (), operation, None, ())
+    return Rule(nft.Rule((nft.Verdict(name),)), chain, family, (), operation, None, ())
