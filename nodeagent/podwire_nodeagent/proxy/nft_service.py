@@ -71,9 +71,8 @@ class _Compiler:
         self.port, self.settings = port, settings
         self.origin = f"Service {port.full_name}"
         name = base_name(port)
-        self.service, self.local, self.external, self.firewall = (
-            f"{kind}-{name}" for kind in ("service", "local", "external", "firewall")
-        )
+        self.service, self.local = f"service-{name}", f"local-{name}"
+        self.external, self.firewall = f"external-{name}", f"firewall-{name}"
         self.endpoints = {each.name: f"endpoint-{base_name(port, each)}" for each in port.reachable}
         self.inside = port.has_endpoints and not (port.internal_local and not port.local)
         self.outside = port.has_endpoints and not (port.external_local and not port.local)

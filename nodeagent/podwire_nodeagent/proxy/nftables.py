@@ -21,6 +21,7 @@ from msgspec.structs import replace
 
 from podwire_core import netfilter as nf
 from podwire_core import nftables as nft
+from podwire_core.collector import paused
 from podwire_core.netlink import AnyOp, NftReplace, NftUpdate, TablesReplace
 from podwire_core.objects import Json
 from podwire_nodeagent.proxy import nft_base as base
@@ -113,8 +114,9 @@ class Proxier:
         names = [change.service for change in changes] if settings == self._settings else sorted(self.model.ports | self._rules)
         self._settings = settings
         if not self._stated:
-            self._recompile(names)
-            return self.restate()
+            with paused():
+                self._recompile(names)
+                return self.restate()
         return [*self._update(names), *stale_entries(changes)]
 
     def restate(self) -> list[AnyOp]:

@@ -39,6 +39,7 @@ PROTOCOLS: Final = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58, "sctp": 132}
 _VERDICTS: Final = {"accept": ACCEPT_OP, "drop": DROP_OP, "return": RETURN, "jump": JUMP, "goto": GOTO}
 _STATES: Final = {"established": ESTABLISHED, "related": RELATED, "new": NEW, "invalid": INVALID, "untracked": UNTRACKED}
 _REJECT: Final = {4: "icmp-port-unreachable", 6: "icmp6-port-unreachable"}
+_COMMON: Final = (nft.Verdict, nft.Address, nft.L4Proto, nft.Fib, nft.InInterface)
 _ENDS: Final = (nft.Verdict, nft.Lookup, nft.Random, nft.Reject, nft.Dnat, nft.Masquerade)
 
 
@@ -46,11 +47,23 @@ def invalid(message: str) -> NetlinkError:
     return NetlinkError("EINVAL", message)
 
 
+def packed(text: str) -> bytes:
+    """An address; ValueError if it is none. IPv4 does not go through `ipaddress`, of which a whole table has too many."""
+    try:
+        found = bytes(map(int, text.split(".")))
+    except ValueError:
+        return ip_address(text).packed
+    return found if len(found) == 4 and "{}.{}.{}.{}".format(*found) == text else ip_address(text).packed
+
+
 class Scope:
-    """Of what a rule is compiled: its table's chains and sets."""
+    """Of what a rule is compiled: its table's chains and sets. What many rules and elements have in common (verdicts, origins) is
+    kept once while a transaction lasts."""
 
     def __init__(self, family: int, chains: Mapping[str, Chain], sets: Mapping[str, Set], context: Context) -> None:
         self.family, self.chains, self.sets, self.context = family, chains, sets, context
+        self._common: dict[Any, Any] = {}
+        self._networks_of: dict[nft.Address, Test] = {}
 
     def rule(self, source: nft.Rule, chain: Chain) -> Rule:
         """Raises NetlinkError."""
@@ -72,10 +85,18 @@ class Scope:
         except NetlinkError as error:
             where = f"{chain.name} {nft_text.rule(source, self.family)}" if error.errno_name != "EINVAL" else chain.name
             raise NetlinkError(error.errno_name, f"{where}: {error.message}") from None
-        return Rule(source, chain, self.family, tuple(tests), operation, argument, tuple(refs))
+        common = self._common.setdefault
+        statements = tuple(common(each, each) if isinstance(each, _COMMON) else each for each in source.statements)
+        kept = nft.Rule(statements, source.comment, common(source.origin, source.origin))
+        return Rule(kept, chain, self.family, tuple(tests), operation, argument, tuple(refs))
 
     def element(self, source: nft.Element, where: Set) -> Element:
         operation, argument = ACCEPT_OP, None
+        common = self._common.setdefault
+        verdict = common(source.verdict, source.verdict)
+        source = nft.Element(
+            tuple(common(part, part) for part in source.key), verdict, source.comment, common(source.origin, source.origin)
+        )
         if source.verdict is not None:
             operation, argument = self._verdict(source.verdict)
         return Element(source, where, operation, argument)
@@ -140,12 +161,12 @@ class Scope:
 
     def _address(self, text: str) -> bytes:
         try:
-            address = ip_address(text)
+            address = packed(text)
         except ValueError as error:
             raise invalid(str(error)) from None
-        if address.version != self.family:
+        if len(address) != (4 if self.family == 4 else 16):
             raise invalid(f"{text} is not of IPv{self.family}")
-        return address.packed
+        return address
 
     # --- matches and effects
 
@@ -164,6 +185,14 @@ class Scope:
                 return _plain(given)
 
     def _networks(self, given: nft.Address) -> Test:
+        if len(given.nets) == 1 and "/" not in given.nets[0] and given.side in ("saddr", "daddr"):
+            return _one_address(given.side == "saddr", self._address(given.nets[0]), given.invert)
+        test = self._networks_of.get(given)
+        if test is None:
+            test = self._networks_of[given] = self._several(given)
+        return test
+
+    def _several(self, given: nft.Address) -> Test:
         if given.side not in ("saddr", "daddr") or not given.nets:
             raise invalid(f"an address match of {given.side!r} with {len(given.nets)} networks")
         try:
@@ -172,8 +201,6 @@ class Scope:
             raise invalid(str(error)) from None
         if any(low.version != self.family for low, _ in ranges):
             raise invalid(f"{', '.join(given.nets)}: not of IPv{self.family}")
-        if len(ranges) == 1 and ranges[0][0] == ranges[0][1]:
-            return _one_address(given.side == "saddr", ranges[0][0].packed, given.invert)
         lows, highs = [low.packed for low, _ in ranges], [high.packed for _, high in ranges]
         return _ranges(given.side == "saddr", lows, highs, given.invert)
 

@@ -18,12 +18,13 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final, Protocol
 
 from podwire_core import nftables as nft
+from podwire_core.collector import paused
 from podwire_core.netlink import NetlinkError, NftUpdate
 from podwire_nodeagent.datapath.netfilter.chains import ACCEPT_OP, DROP_OP, GOTO, JUMP
 from podwire_nodeagent.datapath.netfilter.matches import Context
 from podwire_nodeagent.datapath.nftables.compiled import Chain, Element, Rule, Set, policy_rule
-from podwire_nodeagent.datapath.nftables.statements import PROTOCOLS, Scope, invalid
-from podwire_nodeagent.datapath.wire import address_bytes, address_text
+from podwire_nodeagent.datapath.nftables.statements import PROTOCOLS, Scope, invalid, packed
+from podwire_nodeagent.datapath.wire import address_text
 
 HOOKS: Final = ("prerouting", "input", "forward", "output", "postrouting")
 MAX_DEPTH: Final = 16
@@ -71,6 +72,12 @@ class Nftables:
 
     def replace(self, tables: Iterable[nft.Table], journal: Journal) -> None:
         """NftReplace."""
+        with paused():
+            made = self._made(tables)
+        journal.set(self, "tables", made)
+        journal.set(self, "hooks", _hooks(made.values()))
+
+    def _made(self, tables: Iterable[nft.Table]) -> dict[nft.Id, Table]:
         made: dict[nft.Id, Table] = {}
         for given in tables:
             if given.family not in (4, 6) or given.id in made:
@@ -82,8 +89,7 @@ class Nftables:
             building.add_elements({each.name: each.elements for each in given.sets if each.elements})
             _check_graph(table, table.chains.values())
             self._keep_remembered(table)
-        journal.set(self, "tables", made)
-        journal.set(self, "hooks", _hooks(made.values()))
+        return made
 
     def update(self, op: NftUpdate, journal: Journal) -> None:
         """NftUpdate."""
@@ -295,7 +301,7 @@ def _part(text: str, kind: str) -> Any:
         if not text.isdecimal() or int(text) > 65535:
             raise invalid(f"invalid port {text!r}")
         return int(text)
-    address = address_bytes(text)
+    address = packed(text)
     if len(address) != (4 if kind == "ipv4_addr" else 16):
         raise invalid(f"{text} is not an {kind}")
     return address
