@@ -237,7 +237,7 @@ class Netfilter:
         elif operation == SNAT_OP and rule is not None:
             address, port = rule.argument
             self._nat.source(connection, address, port, False, now)
-        elif operation == MASQUERADE_OP and rule is not None:
+        elif operation == MASQUERADE_OP and rule is not None and source:
             own = self._masquerade_source(packet.out_link, packet.family)
             if own is None:
                 return NO_SOURCE

@@ -14,6 +14,7 @@ from podwire_core import nftables as nft
 from podwire_core.netlink import Apply, LinkAdd, NetlinkError, NftReplace, NftUpdate
 from podwire_nodeagent.datapath.chooser import RandomChooser
 from podwire_nodeagent.datapath.stack import Stack
+from podwire_nodeagent.proxy import modes
 from podwire_nodeagent.proxy.config import ProxyConfiguration
 from podwire_nodeagent.proxy.model import NodeFacts
 from podwire_nodeagent.proxy.nftables import Proxier
@@ -162,6 +163,35 @@ def test_established_flows_are_cached_and_counted():
     assert node.stack.dump("counters", cluster.now)["cache.hits"] > 0
     forward = node.stack.netfilter.nftables.tables[4, "kube-proxy"].chains["filter-forward"]
     assert forward.policy.packets == 12  # every packet, cached or not
+
+
+def test_connections_last_when_the_node_changes_its_mode():
+    cluster, client, pods = cluster_of()
+    client.send(tcp(client.address, "10.96.0.50", 4000, 80, SYN, 1, 0))
+    cluster.run()
+    (server,) = [pod for pod in pods if pod.take()]
+    server.send(tcp(server.address, client.address, 8080, 4000, SYN | ACK, 1, 2))
+    cluster.run()
+    node = cluster.nodes[0]
+    node.apply(*modes.make(ProxyConfiguration(), NodeFacts("node1", "", (node.ip,))).changes({}, {}))
+    for _ in range(3):  # in iptables mode, and without that Service
+        client.send(tcp(client.address, "10.96.0.50", 4000, 80, ACK, 2, 2))
+        cluster.run()
+    assert len(server.take()) == 3
+    assert hit(cluster, client, pods, 4001) == []
+
+
+def test_nat_where_it_cannot_be_does_nothing():
+    cluster = Cluster(1)
+    (node,) = cluster.nodes
+    client, server = node.add_pod("10.244.1.5"), node.add_pod("10.244.1.6")
+    wrong = {"forward": nft.Dnat("10.0.0.1", 1), "prerouting": nft.Masquerade(), "postrouting": nft.Dnat("10.0.0.1", 1)}
+    kinds = {"forward": "filter", "prerouting": "nat", "postrouting": "nat"}
+    chains = tuple(nft.Chain(hook, rule(what), hook=nft.Hook(kinds[hook], hook, 0)) for hook, what in wrong.items())
+    node.apply(NftReplace((nft.Table(4, "t", chains=chains),)))
+    client.send(tcp(client.address, server.address, 1000, 80, SYN, 1, 0))
+    cluster.run()
+    assert [seen.src for seen in server.take()] == [client.address]
 
 
 def test_drops_and_rejections_name_the_chain():
