@@ -14,8 +14,9 @@ IPv4; a node's IPv6 podCIDR is left alone. Order to read: names, annotations (pu
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 
 from msgspec import Struct
 
@@ -31,6 +32,7 @@ MTU = 1500
 OVERHEAD = 50  # outer Ethernet, IPv4, UDP, VXLAN
 POD_MTU = MTU - OVERHEAD
 MASQUERADE_MARK = 0x4000  # kube-proxy's: what it will masquerade must not be masqueraded twice
+_MAC = re.compile("[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
 
 
 # --- annotations --------------------------------
@@ -74,16 +76,26 @@ class Peer(Struct, frozen=True):
         notes = node.metadata.annotations or {}
         try:
             backend = json.loads(notes[agentapi.FLANNEL_BACKEND_DATA])
-            return cls(
+            peer = cls(
                 notes[agentapi.FLANNEL_PUBLIC_IP],
                 pod_cidr(node),
-                str(backend["VtepMAC"]),
+                backend["VtepMAC"],
                 notes.get(agentapi.UPLINK_MAC, ""),
                 notes.get(agentapi.UNDERLAY_HOST, ""),
                 int(notes.get(agentapi.UNDERLAY_CABLE_PORT, CABLE_PORT)),
             )
+            peer._check()
         except (KeyError, TypeError, ValueError):
             return None
+        return peer
+
+    def _check(self) -> None:
+        """ValueError or TypeError. A datapath refuses what holds one wrong address as a whole."""
+        IPv4Address(self.node_ip)
+        if not _MAC.fullmatch(self.vtep_mac) or not (_MAC.fullmatch(self.uplink_mac) or not self.underlay_host):
+            raise ValueError("not a MAC address")
+        if not 0 < self.cable_port < 1 << 16:
+            raise ValueError("not a UDP port")
 
 
 def internal_ip(node: Node) -> str:
@@ -121,7 +133,8 @@ def desired(
         ops += _own_network(internal_ip(own), pod_cidr(own))
     peers = [Peer.of(obj) for obj in nodes if obj["metadata"]["name"] != own.metadata.name]
     for peer in sorted((p for p in peers if p is not None), key=lambda p: p.node_ip):
-        ops += _peer(peer, bool(pod_cidr(own)), cable)
+        # A podCIDR given again after a node was deleted is ours before that node is gone: no route may lead away with it.
+        ops += _peer(peer, pod_cidr(own) not in ("", peer.pod_cidr), cable)
     return ops
 
 
