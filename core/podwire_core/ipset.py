@@ -1,7 +1,7 @@
 """IP sets as values: named sets of addresses and ports, which rules match by `-m set --match-set NAME dst,dst`.
 
-Rules the file keeps: types and the spelling of elements are those of ipset(8): "10.96.0.10,udp:53" in a hash:ip,port, "30080" in a
-bitmap:port. `parse` gives an element's parts, whatever executes them; nothing here looks at packets.
+Rules the file keeps: types and the spelling of elements are those of ipset(8): "10.96.0.10,udp:53" in a hash:ip,port, "30080" in
+a bitmap:port. `parse` gives an element's parts, whatever executes them; nothing here looks at packets.
 
 Order to read: TYPES, IpSet, parse, then the text forms (`save_lines`).
 """

@@ -1,7 +1,7 @@
 """IP Virtual Server as values: virtual services and their real servers, which the datapath schedules connections to.
 
-Rules the file keeps: names, flags and limits are ipvsadm(8)'s; forwarding is by masquerading (NAT) alone, which is what kube-proxy
-uses. It says nothing about how a connection is scheduled (datapath/ipvs) and nothing about Kubernetes, except `origin`,
+Rules the file keeps: names, flags and limits are ipvsadm(8)'s; forwarding is by masquerading (NAT) alone, which is what
+kube-proxy uses. It says nothing of how a connection is scheduled (datapath/ipvs) and of Kubernetes, except `origin`,
 the object that caused a virtual service, for traces.
 """
 

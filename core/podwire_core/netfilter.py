@@ -128,7 +128,7 @@ class IcmpType(Match, frozen=True, tag="icmp"):
 
 
 class Set(Match, frozen=True, tag="set"):
-    """`-m set --match-set KUBE-CLUSTER-IP dst,dst`: the packet's addresses and ports, by `flags`, are in that ipset (ipset.py)."""
+    """`-m set --match-set KUBE-CLUSTER-IP dst,dst`: the packet's addresses and ports, by `flags`, are in that set (ipset.py)."""
 
     name: str
     flags: tuple[str, ...]  # "src" or "dst", one for each dimension of the set

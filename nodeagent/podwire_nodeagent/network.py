@@ -3,8 +3,9 @@
 Rules it keeps:
 
 - Pure: `reconcile` compares what a backend wants with dumps and returns operations; applying them and dumping again gives none.
-- It owns links of the kinds uplink, bridge, vxlan and dummy (but kube-proxy's), what is configured on them, and the underlay. Pods' TAPs and the
-  host link belong to who made them; dynamic neighbours and fdb entries and the kernel's own routes to the datapath.
+- It owns links of the kinds uplink, bridge, vxlan and dummy (but kube-proxy's), what is configured on them, and the underlay.
+  Pods' TAPs and the host link belong to who made them; dynamic neighbours, fdb entries and the kernel's own routes to the
+  datapath.
 - What must go goes before what must come, so that an address or a route can move.
 - The host namespace sees the node's routes as a mirror (`host_batch`): all lead to the datapath, with the source and MTU that
   the datapath's own route would choose.

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from msgspec import Struct
 
@@ -55,6 +56,7 @@ SYSCTLS = (
     SysctlSet("net.ipv4.vs.expire_quiescent_template", "1"),
 )
 Element = tuple[str, str]  # set, element
+K = TypeVar("K")
 
 # --- one port --------------------------------
 
@@ -68,8 +70,8 @@ class PortState(Struct, frozen=True):
 
 
 class Target(Struct, frozen=True):
-    """What the compilation of every port depends on besides the port. `own`: the node's addresses; `node_ports`: those of them that
-    serve NodePorts."""
+    """What the compilation of every port depends on besides the port. `own`: the node's addresses; `node_ports`: those of
+    them that serve NodePorts."""
 
     config: ProxyConfiguration
     own: frozenset[str]
@@ -248,9 +250,7 @@ class Proxier:
             self._claim(name, old, new, keys)
         return [*self._set_updates(elements, addresses), *self._service_updates(keys)]
 
-    def _count(
-        self, states: Iterable[PortState], by: int, elements: dict[Element, bool], addresses: dict[str, bool]
-    ) -> None:
+    def _count(self, states: Iterable[PortState], by: int, elements: dict[Element, bool], addresses: dict[str, bool]) -> None:
         """`elements` and `addresses`: what is touched, and whether it was there before."""
         for state in states:
             for element in state.elements:
@@ -306,10 +306,10 @@ class Proxier:
                 yield ChainsUpdate(name, self.family, different)
 
 
-def _add(counter: Counter[str] | Counter[Element], key: str | Element, by: int) -> None:
+def _add(counter: Counter[K], key: K, by: int) -> None:
     """Without keys that count nothing."""
-    left = counter[key] + by  # type: ignore[index]
+    left = counter[key] + by
     if left:
-        counter[key] = left  # type: ignore[index]
+        counter[key] = left
     else:
-        del counter[key]  # type: ignore[arg-type]
+        del counter[key]

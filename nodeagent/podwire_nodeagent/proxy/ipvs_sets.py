@@ -1,8 +1,8 @@
 """kube-proxy's ipsets in IPVS mode: which there are, and the few iptables rules that refer to them.
 
-Rules it keeps (kube-proxy's): names, types, comments; the order of rules; rules of nat for a set that is empty are left out, those of
-filter are always there. So the rules depend on the configuration and on which sets are empty, never on how many Services there
-are.
+Rules it keeps (kube-proxy's): names, types, comments; the order of rules; rules of nat for a set that is empty are left out, most
+of filter's are always there. So the rules depend on the configuration and on which sets are empty, never on how many Services
+there are.
 
 Order to read: SETS, then `jumps`, `chains` with nat and filter.
 """
@@ -42,12 +42,8 @@ SETS: dict[str, SetInfo] = {
     EXTERNAL_IP: SetInfo("hash:ip,port", "Kubernetes service external ip + port for masquerade and filter purpose"),
     EXTERNAL_IP_LOCAL: SetInfo("hash:ip,port", "Kubernetes service external ip + port with externalTrafficPolicy=local"),
     LOAD_BALANCER: SetInfo("hash:ip,port", "Kubernetes service lb portal"),
-    LOAD_BALANCER_FW: SetInfo(
-        "hash:ip,port", "Kubernetes service load balancer ip + port for load balancer with sourceRange"
-    ),
-    LOAD_BALANCER_LOCAL: SetInfo(
-        "hash:ip,port", "Kubernetes service load balancer ip + port with externalTrafficPolicy=local"
-    ),
+    LOAD_BALANCER_FW: SetInfo("hash:ip,port", "Kubernetes service load balancer ip + port for load balancer with sourceRange"),
+    LOAD_BALANCER_LOCAL: SetInfo("hash:ip,port", "Kubernetes service load balancer ip + port with externalTrafficPolicy=local"),
     LOAD_BALANCER_SOURCE_IP: SetInfo(
         "hash:ip,port,ip", "Kubernetes service load balancer ip + port + source IP for packet filter purpose"
     ),
@@ -58,9 +54,7 @@ SETS: dict[str, SetInfo] = {
     NODE_PORT_LOCAL["tcp"]: SetInfo("bitmap:port", "Kubernetes nodeport TCP port with externalTrafficPolicy=local"),
     NODE_PORT["udp"]: SetInfo("bitmap:port", "Kubernetes nodeport UDP port for masquerade purpose"),
     NODE_PORT_LOCAL["udp"]: SetInfo("bitmap:port", "Kubernetes nodeport UDP port with externalTrafficPolicy=local"),
-    NODE_PORT["sctp"]: SetInfo(
-        "hash:ip,port", "Kubernetes nodeport SCTP port for masquerade purpose with type 'hash ip:port'"
-    ),
+    NODE_PORT["sctp"]: SetInfo("hash:ip,port", "Kubernetes nodeport SCTP port for masquerade purpose with type 'hash ip:port'"),
     NODE_PORT_LOCAL["sctp"]: SetInfo(
         "hash:ip,port", "Kubernetes nodeport SCTP port with externalTrafficPolicy=local with type 'hash ip:port'"
     ),
@@ -107,7 +101,14 @@ class _Writer:
         self.config, self.settings, self.filled = config, settings, filled
 
     def rule(
-        self, name: str, flags: str, target: nf.AnyTarget, *, proto: str = "", comment: bool = True, before: nf.AnyMatch | None = None
+        self,
+        name: str,
+        flags: str,
+        target: nf.AnyTarget,
+        *,
+        proto: str = "",
+        comment: bool = True,
+        before: nf.AnyMatch | None = None,
     ) -> nf.Rule:
         matches: list[nf.AnyMatch] = [before] if before is not None else []
         if proto:

@@ -4,6 +4,7 @@ undone by its primitives when a later operation is refused."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from podwire_core import ipset as core_ipset
@@ -41,9 +42,7 @@ def addrs_update(change: Change, op: netlink.AddrsUpdate) -> None:
         for route in [r for r in fib.local.same_net(address, 8 * len(address)) if r.dev is link]:
             change.remove_route(route)
     for address in dict.fromkeys(fresh):
-        change.add_route(
-            Route(address, 8 * len(address), link, src=address, proto="kernel", type="local", table="local")
-        )
+        change.add_route(Route(address, 8 * len(address), link, src=address, proto="kernel", type="local", table="local"))
     if gone:  # routes whose preferred source nobody has any more
         for route in [r for r in fib.main if r.src in gone and not fib.is_local(r.src)]:
             change.remove_route(route)
@@ -165,7 +164,7 @@ def set_servers(change: Change, service: Service, given: tuple[core_ipvs.RealSer
             if not server.terminating:
                 change.set(server, "terminating", True)
                 change.set(server, "weight", 0)
-                change.afterwards.append(lambda server=server: terminate(change, service, server))
+                change.afterwards.append(partial(terminate, change, service, server))
             kept.append(server)
         else:
             change.set(server, "available", False)

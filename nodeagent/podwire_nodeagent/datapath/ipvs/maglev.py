@@ -2,8 +2,8 @@
 when a server comes or goes.
 
 The table has PRIME slots (Linux: one of ten primes from 251 to 131071, CONFIG_IP_VS_MH_TAB_INDEX; 12 bits by default, so 4093).
-A server's order is `offset + i * skip`, from two hashes of its address and port. Weights, divided by their common divisor, say how
-many slots a server takes each turn. Hashes are SipHash-1-3 of 32 bits (hsiphash), with Linux's two fixed keys.
+A server's order is `offset + i * skip`, from two hashes of its address and port. Weights, divided by their common divisor, say
+how many slots a server takes each turn. Hashes are SipHash-1-3 of 32 bits (hsiphash), with Linux's two fixed keys.
 """
 
 from __future__ import annotations

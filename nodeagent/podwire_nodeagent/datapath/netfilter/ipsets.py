@@ -23,8 +23,8 @@ Elements = dict[Key, str]
 
 
 class LiveSet:
-    """One set. `elements` keeps each element's text; `lengths` counts the prefix lengths of a set with networks. Rules hold on to the
-    object, so its identity stays while its content is replaced."""
+    """One set. `elements` keeps each element's text; `lengths` counts the prefix lengths of a set with networks. Rules hold on to
+    the object, so its identity stays while its content is replaced."""
 
     __slots__ = ("elements", "family", "hashsize", "lengths", "maxelem", "name", "type")
 
