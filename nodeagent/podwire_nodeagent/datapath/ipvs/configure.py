@@ -20,6 +20,8 @@ from podwire_nodeagent.datapath.wire import address_bytes, address_text
 
 if TYPE_CHECKING:
     from podwire_nodeagent.datapath.change import Change
+    from podwire_nodeagent.datapath.fib import Fib
+    from podwire_nodeagent.datapath.links import Link
 
 # --- host addresses --------------------------------
 
@@ -28,24 +30,31 @@ def addrs_update(change: Change, op: netlink.AddrsUpdate) -> None:
     if op.missing_ok and change.stack.links.get(op.dev) is None:
         return
     link = change.link(op.dev)
-    add = {address_bytes(text) for text in op.add}
-    there = {address for address, plen in link.addresses if plen == 8 * len(address)}
-    gone = there - add if op.replace else {address_bytes(text) for text in op.delete} & there
-    fresh = [address for address in map(address_bytes, op.add) if address not in there]
+    fib = change.stack.fib
+    add = dict.fromkeys(map(address_bytes, op.add))
+    if op.replace:
+        gone = {address for address, plen in link.addresses if plen == 8 * len(address)} - add.keys()
+    else:
+        gone = {address for address in map(address_bytes, op.delete) if has_host_address(fib, link, address)}
+    fresh = [address for address in add if not has_host_address(fib, link, address)]
     for address in fresh:
         if address[0] >= 224 and len(address) == 4:
             raise NetlinkError("EINVAL", f"{address_text(address)} is no unicast address")
     kept = [item for item in link.addresses if item[0] not in gone or item[1] != 8 * len(item[0])] if gone else link.addresses
-    change.set_addresses(link, [*kept, *((address, 8 * len(address)) for address in dict.fromkeys(fresh))])
-    fib = change.stack.fib
+    change.set_addresses(link, [*kept, *((address, 8 * len(address)) for address in fresh)])
     for address in gone:
         for route in [r for r in fib.local.same_net(address, 8 * len(address)) if r.dev is link]:
             change.remove_route(route)
-    for address in dict.fromkeys(fresh):
+    for address in fresh:
         change.add_route(Route(address, 8 * len(address), link, src=address, proto="kernel", type="local", table="local"))
     if gone:  # routes whose preferred source nobody has any more
         for route in [r for r in fib.main if r.src in gone and not fib.is_local(r.src)]:
             change.remove_route(route)
+
+
+def has_host_address(fib: Fib, link: Link, address: bytes) -> bool:
+    """By its route: a search that doesn't grow with the addresses. An address with a shorter prefix counts, it is local too."""
+    return any(r.dev is link and r.type == "local" for r in fib.local.same_net(address, 8 * len(address)))
 
 
 # --- ipsets --------------------------------

@@ -60,7 +60,7 @@ class RoundRobin(Scheduler):
     def update(self, servers: Sequence[Server]) -> None:
         last = self.servers[self._last] if 0 <= self._last < len(self.servers) else None
         super().update(servers)
-        self._last = servers.index(last) if last is not None and last in servers else min(self._last, len(servers)) - 1
+        self._last = servers.index(last) if last is not None and last in servers else max(-1, min(self._last, len(servers)) - 1)
 
     def pick(self, flow: Flow) -> Server | None:
         servers, size = self.servers, len(self.servers)
@@ -184,31 +184,39 @@ class SourceHashing(Scheduler):
     def __init__(self, flags: Sequence[str] = ()) -> None:
         super().__init__(flags)
         self.by_history = self.port_flag in self.flags  # a client's port is any
-        self._table: list[Server] = []
+        self._table: Sequence[int] | None = None  # made when it is needed: most services of a large cluster see no client here
 
     def update(self, servers: Sequence[Server]) -> None:
         super().update(servers)
-        self._table = self.table(servers)
+        self._table = None
 
-    def table(self, servers: Sequence[Server]) -> list[Server]:
-        repeated = [server for server in servers for _ in range(max(1, server.weight))]
+    @property
+    def table(self) -> Sequence[int]:
+        """Indexes of servers."""
+        if self._table is None:
+            self._table = self.build()
+        return self._table
+
+    def build(self) -> Sequence[int]:
+        repeated = [index for index, server in enumerate(self.servers) for _ in range(max(1, server.weight))]
         return [repeated[bucket % len(repeated)] for bucket in range(1 << TABLE_BITS)] if repeated else []
 
     def slot(self, flow: Flow, offset: int) -> int:
         port = flow.sport if self.port_flag in self.flags else 0
         mixed = (_folded(flow.src) + port & 0xFFFFFFFF) * GOLDEN_RATIO & 0xFFFFFFFF
-        return (offset + (mixed >> 32 - TABLE_BITS)) % len(self._table)
+        return (offset + (mixed >> 32 - TABLE_BITS)) % len(self.table)
 
     def pick(self, flow: Flow) -> Server | None:
-        if not self._table:
+        table, servers = self.table, self.servers
+        if not table:
             return None
         first = self.slot(flow, 0)
-        server = self._table[first]
+        server = servers[table[first]]
         if server.weight > 0:
             return server
         if self.fallback_flag not in self.flags:
             return None
-        others = (self._table[self.slot(flow, first + offset)] for offset in range(len(self._table)))
+        others = (servers[table[self.slot(flow, first + offset)]] for offset in range(len(table)))
         return next((other for other in others if other.weight > 0), None)
 
 
@@ -217,13 +225,13 @@ class Maglev(SourceHashing):
 
     port_flag, fallback_flag = "mh-port", "mh-fallback"
 
-    def table(self, servers: Sequence[Server]) -> list[Server]:
-        return [servers[index] for index in maglev.populate(servers)]
+    def build(self) -> Sequence[int]:
+        return maglev.populate(self.servers)
 
     def slot(self, flow: Flow, offset: int) -> int:
         port = flow.sport if self.port_flag in self.flags else 0
         folded = _folded(flow.src) + port + offset & 0xFFFFFFFF
-        return maglev.siphash13(folded, maglev.KEYS[0]) % len(self._table)
+        return maglev.siphash13(folded, maglev.KEYS[0]) % len(self.table)
 
 
 SCHEDULERS: dict[str, Callable[[Sequence[str]], Scheduler]] = {

@@ -195,8 +195,10 @@ class Ipvs:
 
     def tick(self, now: float) -> bool:
         """Rates, forgotten clients, real servers whose last connection has gone. True if a server went."""
+        if not self._estimated:
+            self._estimated = self._checked = now
         if now >= self._estimated + ESTIMATE:
-            seconds = min(now - self._estimated, 60.0)
+            seconds = now - self._estimated
             self._estimated = now
             for server in [server for server in self._busy if not server.estimate(seconds)]:
                 del self._busy[server]
