@@ -112,7 +112,11 @@ def test_the_virtual_and_the_real_server_decide():
 
 def test_nobody_to_choose_is_said_with_its_service():
     decided = ask(CLIENT, "10.96.0.51")["decided_by"]
-    assert (decided["stage"], decided["rule"], decided["object"]) == ("ipvs/INPUT", "TCP 10.96.0.51:80 rr", "Service default/none")
+    assert (decided["stage"], decided["rule"], decided["object"]) == (
+        "ipvs/INPUT",
+        "TCP 10.96.0.51:80 rr",
+        "Service default/none",
+    )
 
 
 def test_a_hash_of_the_client_has_one_answer():

@@ -193,7 +193,7 @@ class Proxier:
         by_set[sets.IPVS_IPS] = list(self._addresses)
         return [
             *SYSCTLS,
-            LinkAdd(LINK, "dummy", mtu=1500, replace=True),
+            LinkAdd(LINK, "dummy", mtu=1500, up=False, replace=True),  # its addresses count all the same
             AddrsUpdate(LINK, tuple(sorted(self._addresses)), replace=True),
             *(IpsetSet(self._set(name, elements)) for name, elements in by_set.items()),
             IpvsReplace(tuple(self._effective(key) for key in sorted(self._claims)), graceful=True),

@@ -34,7 +34,13 @@ def applied(*batches, stack=None):
 def state(stack):
     """What a mode has made, comparably: order says nothing in sets and lists of addresses."""
     services = {
-        (s.protocol, s.address, s.port): (s.scheduler, s.persistent, s.flags, s.origin, [(r.address, r.port, r.weight) for r in s.servers])
+        (s.protocol, s.address, s.port): (
+            s.scheduler,
+            s.persistent,
+            s.flags,
+            s.origin,
+            [(r.address, r.port, r.weight) for r in s.servers],
+        )
         for s in stack.dump("ipvs", 0)
     }
     sets = {s.name: (s.type, frozenset(s.elements)) for s in stack.dump("ipsets", 0)}
@@ -197,7 +203,7 @@ def test_the_schedulers_name_is_checked():
     given = {"apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration", "mode": "ipvs"}
     assert load({**given, "ipvs": {"scheduler": "wlc"}}).ipvs_scheduler == "wlc"
     assert load({**given, "ipvs": {"scheduler": ""}}).ipvs_scheduler == "rr"
-    with pytest.raises(ConfigurationError, match="ipvs.scheduler"):
+    with pytest.raises(ConfigurationError, match=r"ipvs\.scheduler"):
         load({**given, "ipvs": {"scheduler": "best"}})
 
 
@@ -236,7 +242,8 @@ def test_endpoints_that_go_are_terminated_gracefully():
     proxier = Proxier(CONFIG, HERE)
     proxier.changes(by_key([svc()]), by_key([SLICE]))
     (op,) = [o for o in proxier.changes({}, by_key([endpoint_slice("web", [endpoint("10.180.2.1")])])) if isinstance(o, IpvsSet)]
-    assert op.graceful and [s.address for s in op.service.servers] == ["10.180.2.1"]
+    assert op.graceful
+    assert [s.address for s in op.service.servers] == ["10.180.2.1"]
 
 
 def test_udp_connections_of_endpoints_that_go_are_deleted():

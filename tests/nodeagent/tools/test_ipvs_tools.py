@@ -98,7 +98,8 @@ def test_statistics():
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(99999999, "99999999"), (100000000, "100000K"), (10**11, "100000M"), (10**14, "100000G"), (10**17, "100000T")]
+    ("value", "text"),
+    [(99999999, "99999999"), (100000000, "100000K"), (10**11, "100000M"), (10**14, "100000G"), (10**17, "100000T")],
 )
 def test_large_numbers(value, text):
     assert large(value) == text

@@ -96,7 +96,8 @@ def test_a_refused_change_leaves_the_scheduler_as_it_was(stack):
     service = stack.netfilter.ipvs.services[6, b"\x0a\x60\0\x0a", 80]
     with pytest.raises(NetlinkError):
         stack.apply([IpvsServerDel(*KEY, RealServer("10.244.1.5", 8080)), IpvsDel("udp", "1.1.1.1", 1)], 0)
-    assert list(service.scheduler.servers) == service.servers and len(service.servers) == 2
+    assert list(service.scheduler.servers) == service.servers
+    assert len(service.servers) == 2
     assert all(server.available for server in service.servers)
 
 
@@ -118,7 +119,8 @@ def test_a_rule_sees_a_set_of_the_same_transaction_and_its_later_content(stack):
     stack.apply([IpsetSet(IpSet("N", "hash:ip")), rule("N", ("dst",))], 0)
     live = stack.netfilter.ipsets["N"]
     stack.apply([IpsetSet(IpSet("N", "hash:ip", elements=("10.0.0.1",)))], 0)
-    assert stack.netfilter.ipsets["N"] is live and len(live.elements) == 1
+    assert stack.netfilter.ipsets["N"] is live
+    assert len(live.elements) == 1
 
 
 def test_many_host_addresses(stack):

@@ -239,7 +239,8 @@ def test_a_client_comes_back_to_its_server():
     other = net.node.add_pod("10.244.1.9")
     mine = {net.syn()[0] for _ in range(4)}
     theirs = {net.syn(source=other)[0] for _ in range(4)}
-    assert len(mine) == len(theirs) == 1 and mine != theirs
+    assert len(mine) == len(theirs) == 1
+    assert mine != theirs
 
 
 def test_a_client_is_forgotten_after_the_timeout_and_not_while_it_is_connected():

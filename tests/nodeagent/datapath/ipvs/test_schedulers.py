@@ -33,6 +33,12 @@ def picks(made, given, count):
     return [given.index(made.pick(FLOW)) for _ in range(count)]
 
 
+def load(given, loads):
+    """What each server carries: (weight, active, inactive)."""
+    for server, (_, active, inactive) in zip(given, loads, strict=True):
+        server.active, server.inactive = active, inactive
+
+
 def flow(number):
     return SimpleNamespace(src=number.to_bytes(4, "big"), dst=FLOW.dst, sport=40000, dport=80)
 
@@ -119,20 +125,16 @@ LOADS = [
 @pytest.mark.parametrize(("name", "loads", "chosen"), LOADS)
 def test_the_least_loaded(name, loads, chosen):
     given = servers(*[weight for weight, _, _ in loads])
-    for server, (_, server.active, server.inactive) in zip(given, loads, strict=True):
-        pass
+    load(given, loads)
     assert given.index(scheduler(name, given).pick(FLOW)) == chosen
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 50), st.integers(0, 50)), min_size=1, max_size=8))
 def test_wlc_and_sed_minimise_what_they_say(loads):
     given = servers(*[weight for weight, _, _ in loads])
-    for server, (_, server.active, server.inactive) in zip(given, loads, strict=True):
-        pass
+    load(given, loads)
     chosen = scheduler("wlc", given).pick(FLOW)
-    assert all(
-        (chosen.active * 256 + chosen.inactive) * s.weight <= (s.active * 256 + s.inactive) * chosen.weight for s in given
-    )
+    assert all((chosen.active * 256 + chosen.inactive) * s.weight <= (s.active * 256 + s.inactive) * chosen.weight for s in given)
     chosen = scheduler("sed", given).pick(FLOW)
     assert all((chosen.active + 1) * s.weight <= (s.active + 1) * chosen.weight for s in given)
 
@@ -219,7 +221,8 @@ def test_siphash_by_its_reference_vector():
 def test_maglev_gives_slots_by_weight(weights):
     table = maglev.populate(servers(*weights), 251)
     counts = Counter(table)
-    assert len(table) == 251 and min(table) >= 0
+    assert len(table) == 251
+    assert min(table) >= 0
     total = sum(weights)
     for index, weight in enumerate(weights):
         assert abs(counts[index] - 251 * weight / total) <= max(weights)

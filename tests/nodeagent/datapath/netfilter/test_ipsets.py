@@ -79,7 +79,13 @@ def test_elements_are_printed_as_they_are_read(address, proto, port, net):
 
 @pytest.mark.parametrize(
     ("kind", "element"),
-    [("hash:ip", "10.0.0"), ("hash:ip", "fd00::1"), ("hash:ip,port", "10.0.0.1"), ("bitmap:port", "70000"), ("hash:net", "1.1.1.1/8")],
+    [
+        ("hash:ip", "10.0.0"),
+        ("hash:ip", "fd00::1"),
+        ("hash:ip,port", "10.0.0.1"),
+        ("bitmap:port", "70000"),
+        ("hash:net", "1.1.1.1/8"),
+    ],
 )
 def test_what_is_no_element(kind, element):
     with pytest.raises(ValueError):
@@ -91,4 +97,8 @@ def test_a_set_as_ipset_saves_it():
     head, *lines = save_lines(given)
     assert head.startswith("create KUBE-CLUSTER-IP hash:ip,port family inet hashsize 1024 maxelem 65536 bucketsize 12 initval 0x")
     assert lines == [f"add KUBE-CLUSTER-IP {e}" for e in ("10.96.0.9,tcp:80", "10.96.0.10,tcp:53", "10.96.0.10,udp:53")]
-    assert save_lines(IpSet("P", "bitmap:port", elements=("9", "10"))) == ["create P bitmap:port range 0-65535", "add P 9", "add P 10"]
+    assert save_lines(IpSet("P", "bitmap:port", elements=("9", "10"))) == [
+        "create P bitmap:port range 0-65535",
+        "add P 9",
+        "add P 10",
+    ]
