@@ -303,10 +303,12 @@ class IpvsServerDel(Op, frozen=True, tag="ipvs.server.del"):
 
 
 class IpvsReplace(Op, frozen=True, tag="ipvs.replace"):
-    """The whole table (`ipvsadm -R` after `-C`, but what stays keeps its connections and counters)."""
+    """The whole table (`ipvsadm -R` after `-C`, but what stays keeps its connections and counters). With `hand_over` the
+    connections of services that go are from then on translated by NAT alone, so that they outlive ip_vs."""
 
     services: tuple[VirtualService, ...] = ()
     graceful: bool = False
+    hand_over: bool = False
 
 
 AnyOp = (

@@ -22,7 +22,7 @@ CLEAR: dict[str, Callable[[], list[AnyOp]]] = {
     "iptables": lambda: [SysctlSet("net.ipv4.conf.all.route_localnet", "0")],
     "nftables": lambda: [NftReplace()],
     "ipvs": lambda: [
-        IpvsReplace(),
+        IpvsReplace(hand_over=True),
         IpsetDestroy(),  # once no rule refers to them
         AddrsUpdate("kube-ipvs0", replace=True, missing_ok=True),
         LinkDel("kube-ipvs0", missing_ok=True),

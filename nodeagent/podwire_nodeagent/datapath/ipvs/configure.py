@@ -15,6 +15,7 @@ from podwire_core.netlink import NetlinkError, Op
 from podwire_nodeagent.datapath.fib import Route
 from podwire_nodeagent.datapath.ipvs.schedulers import SCHEDULERS
 from podwire_nodeagent.datapath.ipvs.servers import NUMBERS, Key, Server, Service
+from podwire_nodeagent.datapath.netfilter.connection import DST_NAT
 from podwire_nodeagent.datapath.netfilter.ipsets import Elements, LiveSet, lengths_of
 from podwire_nodeagent.datapath.wire import address_bytes, address_text
 
@@ -219,6 +220,21 @@ def ipvs_replace(change: Change, op: netlink.IpvsReplace) -> None:
         del_service(change, service)
     for value in op.services:
         set_service(change, value, op.graceful)
+    if op.hand_over:
+        change.afterwards.append(partial(hand_over, change))
+
+
+def hand_over(change: Change) -> None:
+    """What ip_vs did to packets of connections whose service is gone, NAT does: their answers' keys are the same."""
+    services = change.stack.netfilter.ipvs.services
+    for connection in change.stack.netfilter.conntrack.connections(change.now):
+        served = connection.served
+        if served is not None and services.get(served.service.key) is not served.service:
+            served.end()
+            connection.served = None
+            connection.status |= DST_NAT
+            connection.cause = served.service.value.origin
+            connection.epoch += 1
 
 
 def service_of(change: Change, op: netlink.IpvsServerSet | netlink.IpvsServerDel) -> Service:

@@ -1,8 +1,8 @@
 """Maglev hashing as Linux's ip_vs_mh does it: every server fills slots of a table in an order of its own, so that few keys move
 when a server comes or goes.
 
-The table has PRIME slots. Linux has one of ten primes from 251 to 131071 (CONFIG_IP_VS_MH_TAB_INDEX), 4093 by default, where 3 % of
-the other clients move when one of 100 servers goes; with 32749, its 15 bits, it is 0.9 %.
+The table has PRIME slots. Linux has one of ten primes from 251 to 131071 (CONFIG_IP_VS_MH_TAB_INDEX), 4093 by default, where 3 %
+of the other clients move when one of 100 servers goes; with 32749, its 15 bits, it is 0.9 %.
 
 A server's order is `offset + i * skip`, from two hashes of its address and port. Weights, divided by their common divisor, say
 how many slots a server takes each turn. Hashes are SipHash-1-3 of 32 bits (hsiphash), with Linux's two fixed keys.

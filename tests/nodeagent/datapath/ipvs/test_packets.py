@@ -9,7 +9,17 @@ from support import packets
 from support.stacks import Cluster
 
 from podwire_core.ipvs import RealServer, VirtualService
-from podwire_core.netlink import AddrsUpdate, ConntrackDel, IpvsDel, IpvsReplace, IpvsServerSet, IpvsSet, LinkAdd, SysctlSet
+from podwire_core.netlink import (
+    AddrsUpdate,
+    ConntrackDel,
+    IpvsDel,
+    IpvsReplace,
+    IpvsServerSet,
+    IpvsSet,
+    LinkAdd,
+    LinkDel,
+    SysctlSet,
+)
 from podwire_nodeagent.datapath.flowcache import FlowCache
 
 VIP, PORT = "10.96.0.10", 80
@@ -229,6 +239,18 @@ def test_replacing_the_table_keeps_what_stays(net):
     assert net.server(address).active == 1
     net.node.apply(IpvsReplace(()))
     assert net.node.stack.dump("ipvs", 0) == []
+
+
+def test_connections_outlive_ip_vs_when_they_are_handed_over(net):
+    """As another mode of kube-proxy takes over: the virtual address is nobody's any more."""
+    reached = {sport: net.open(sport) for sport in (5000, 5001)}
+    net.node.apply(IpvsReplace(hand_over=True), AddrsUpdate("kube-ipvs0", replace=True), LinkDel("kube-ipvs0"))
+    for sport, address in reached.items():
+        got, seen = net.send(sport, ACK, b"x")
+        assert got == address
+        (back,) = net.answer(address, seen, ACK, b"y")
+        assert (back.src, back.sport, back.bad) == (VIP, PORT, [])
+    assert net.node.stack.dump("ipvs.connections", net.cluster.now) == []
 
 
 # --- persistence
