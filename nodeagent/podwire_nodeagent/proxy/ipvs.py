@@ -23,6 +23,7 @@ from msgspec import Struct
 
 from podwire_core import ipvs
 from podwire_core import netfilter as nf
+from podwire_core.collector import paused
 from podwire_core.ipset import IpSet
 from podwire_core.netlink import (
     AddrsUpdate,
@@ -168,6 +169,14 @@ class Proxier:
         self, services: Mapping[str, Json | None], slices: Mapping[str, Json | None], node: NodeFacts | None = None
     ) -> list[AnyOp]:
         """See modes.Proxy."""
+        if self._stated:
+            return self._changes(services, slices, node)
+        with paused():
+            return self._changes(services, slices, node)
+
+    def _changes(
+        self, services: Mapping[str, Json | None], slices: Mapping[str, Json | None], node: NodeFacts | None
+    ) -> list[AnyOp]:
         for key, obj in services.items():
             self.model.set_service(key, obj)
         for key, obj in slices.items():

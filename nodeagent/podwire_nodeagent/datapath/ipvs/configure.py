@@ -11,6 +11,7 @@ from podwire_core import ipset as core_ipset
 from podwire_core import ipvs as core_ipvs
 from podwire_core import netfilter as nf
 from podwire_core import netlink
+from podwire_core.collector import paused
 from podwire_core.netlink import NetlinkError, Op
 from podwire_nodeagent.datapath.fib import Route
 from podwire_nodeagent.datapath.ipvs.schedulers import SCHEDULERS
@@ -218,8 +219,9 @@ def ipvs_replace(change: Change, op: netlink.IpvsReplace) -> None:
         raise NetlinkError("EEXIST", "a virtual service is given twice")
     for service in [service for key, service in change.stack.netfilter.ipvs.services.items() if key not in kept]:
         del_service(change, service)
-    for value in op.services:
-        set_service(change, value, op.graceful)
+    with paused():
+        for value in op.services:
+            set_service(change, value, op.graceful)
     if op.hand_over:
         change.afterwards.append(partial(hand_over, change))
 
