@@ -219,9 +219,8 @@ def ipvs_replace(change: Change, op: netlink.IpvsReplace) -> None:
         raise NetlinkError("EEXIST", "a virtual service is given twice")
     for service in [service for key, service in change.stack.netfilter.ipvs.services.items() if key not in kept]:
         del_service(change, service)
-    with paused():
-        for value in op.services:
-            set_service(change, value, op.graceful)
+    for value in op.services:
+        set_service(change, value, op.graceful)
     if op.hand_over:
         change.afterwards.append(partial(hand_over, change))
 
@@ -273,14 +272,24 @@ def ipvs_server_del(change: Change, op: netlink.IpvsServerDel) -> None:
     set_servers(change, service, tuple(servers.values()), False)
 
 
+def bulk(operation: Callable[[Change, Any], None]) -> Callable[[Change, Any], None]:
+    """For operations that may bring tens of thousands of things at once."""
+
+    def run(change: Change, op: Op) -> None:
+        with paused():
+            operation(change, op)
+
+    return run
+
+
 OPERATIONS: dict[type[Op], Callable[[Change, Any], None]] = {
-    netlink.AddrsUpdate: addrs_update,
-    netlink.IpsetSet: ipset_set,
+    netlink.AddrsUpdate: bulk(addrs_update),
+    netlink.IpsetSet: bulk(ipset_set),
     netlink.IpsetUpdate: ipset_update,
     netlink.IpsetDestroy: ipset_destroy,
     netlink.IpvsSet: ipvs_set,
     netlink.IpvsDel: ipvs_del,
-    netlink.IpvsReplace: ipvs_replace,
+    netlink.IpvsReplace: bulk(ipvs_replace),
     netlink.IpvsServerSet: ipvs_server_set,
     netlink.IpvsServerDel: ipvs_server_del,
 }
