@@ -21,6 +21,8 @@ from typing import Any
 from msgspec import Struct
 
 from podwire_core import nftables as nft
+from podwire_core.ipset import IpSet
+from podwire_core.ipvs import ConnectionInfo, RealServer, ServiceInfo, VirtualService
 from podwire_core.netfilter import Chain, Table
 
 MAX_MESSAGE = 256 << 20
@@ -228,6 +230,87 @@ class SysctlSet(Op, frozen=True, tag="sysctl.set"):
     value: str
 
 
+# --- host addresses in bulk, ipsets, virtual services --------------------------------
+
+
+class AddrsUpdate(Op, frozen=True, tag="addr.update"):
+    """Many host addresses (/32, /128) of one link at once, as kube-ipvs0 has them: those in `add` that it lacks come, those in
+    `delete` that it has go; with `replace` all host addresses go that are not in `add`."""
+
+    dev: str
+    add: tuple[str, ...] = ()  # addresses without prefix length
+    delete: tuple[str, ...] = ()
+    replace: bool = False
+    missing_ok: bool = False  # no such link: nothing to do
+
+
+class IpsetSet(Op, frozen=True, tag="ipset.set"):
+    """`ipset create` and, for one that is there, `ipset swap`: the whole content. The type of a set never changes (EINVAL)."""
+
+    set: IpSet
+
+
+class IpsetUpdate(Op, frozen=True, tag="ipset.update"):
+    """`ipset -exist add` and `del`."""
+
+    name: str
+    add: tuple[str, ...] = ()
+    delete: tuple[str, ...] = ()
+
+
+class IpsetDestroy(Op, frozen=True, tag="ipset.destroy"):
+    """`ipset destroy NAME`, EBUSY while a rule refers to it; "": all that no rule refers to when the transaction is done."""
+
+    name: str = ""
+    missing_ok: bool = False
+
+
+class IpvsSet(Op, frozen=True, tag="ipvs.set"):
+    """`ipvsadm -A` or `-E`, with all its real servers. Those that are no longer among them go: at once, or with `graceful` (TCP)
+    quiescent, when their last connection has gone."""
+
+    service: VirtualService
+    graceful: bool = False
+
+
+class IpvsDel(Op, frozen=True, tag="ipvs.del"):
+    """`ipvsadm -D`."""
+
+    protocol: str
+    address: str
+    port: int
+    missing_ok: bool = False
+
+
+class IpvsServerSet(Op, frozen=True, tag="ipvs.server.set"):
+    """`ipvsadm -a` (EEXIST without `replace`) and `-e`."""
+
+    protocol: str
+    address: str
+    port: int
+    server: RealServer
+    replace: bool = False
+
+
+class IpvsServerDel(Op, frozen=True, tag="ipvs.server.del"):
+    """`ipvsadm -d`."""
+
+    protocol: str
+    address: str
+    port: int
+    server: RealServer
+    missing_ok: bool = False
+
+
+class IpvsReplace(Op, frozen=True, tag="ipvs.replace"):
+    """The whole table (`ipvsadm -R` after `-C`, but what stays keeps its connections and counters). With `hand_over` the
+    connections of services that go are from then on translated by NAT alone, so that they outlive ip_vs."""
+
+    services: tuple[VirtualService, ...] = ()
+    graceful: bool = False
+    hand_over: bool = False
+
+
 AnyOp = (
     LinkAdd
     | LinkDel
@@ -248,6 +331,15 @@ AnyOp = (
     | NftUpdate
     | ConntrackDel
     | SysctlSet
+    | AddrsUpdate
+    | IpsetSet
+    | IpsetUpdate
+    | IpsetDestroy
+    | IpvsSet
+    | IpvsDel
+    | IpvsServerSet
+    | IpvsServerDel
+    | IpvsReplace
 )
 
 # --- what a dump returns --------------------------------
@@ -362,6 +454,9 @@ DUMPS: dict[str, Any] = {
     "underlay": list[UnderlayInfo],
     "rules": list[TableDump],
     "nftables": list[nft.Table],  # with what dynamic sets hold now
+    "ipsets": list[IpSet],
+    "ipvs": list[ServiceInfo],
+    "ipvs.connections": list[ConnectionInfo],
     "sysctls": dict[str, str],
     "counters": dict[str, int],  # drops by reason ("drop.ip_header_checksum"), cache hits, generation, …
     "info": dict[str, Any],  # pid, version, started, node

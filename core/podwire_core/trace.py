@@ -32,7 +32,8 @@ class Step(Struct, omit_defaults=True):
     """One stage's decision.
 
     `stage` in Linux's words: link, bridge, conntrack, raw/PREROUTING, nat/PREROUTING, fib, filter/INPUT, filter/FORWARD,
-    filter/OUTPUT, nat/OUTPUT, nat/POSTROUTING, neighbour, tunnel, reassembly, fragment, icmp.
+    filter/OUTPUT, nat/OUTPUT, nat/POSTROUTING, ipvs/INPUT (a request is scheduled; also ipvs/OUTPUT), ipvs/FORWARD
+    (an answer gets the virtual address), neighbour, tunnel, reassembly, fragment, icmp.
     `action`: pass, new, established, related, dnat, snat, masquerade, accept, drop, reject, route, local, forward,
     flood, resolve, encapsulate,
     decapsulate, deliver, transmit, error.

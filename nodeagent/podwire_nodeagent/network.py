@@ -3,8 +3,9 @@
 Rules it keeps:
 
 - Pure: `reconcile` compares what a backend wants with dumps and returns operations; applying them and dumping again gives none.
-- It owns links of the kinds uplink, bridge, vxlan and dummy, what is configured on them, and the underlay. Pods' TAPs and the
-  host link belong to who made them; dynamic neighbours and fdb entries and the kernel's own routes to the datapath.
+- It owns links of the kinds uplink, bridge, vxlan and dummy (but kube-proxy's), what is configured on them, and the underlay.
+  Pods' TAPs and the host link belong to who made them; dynamic neighbours, fdb entries and the kernel's own routes to the
+  datapath.
 - What must go goes before what must come, so that an address or a route can move.
 - The host namespace sees the node's routes as a mirror (`host_batch`): all lead to the datapath, with the source and MTU that
   the datapath's own route would choose.
@@ -45,6 +46,7 @@ from podwire_core.netlink import (
 )
 
 OWNED_KINDS = frozenset({"uplink", "bridge", "vxlan", "dummy"})
+PROXY_LINK = "kube-ipvs0"  # kube-proxy's
 DUMPED = ("links", "addrs", "routes", "neighs", "fdb", "underlay")  # what `reconcile` needs to see
 HOST_LINK = "host0"
 HOST_TAP_MAC = "02:00:a9:fe:01:02"
@@ -101,7 +103,7 @@ class _Links:
     def __init__(self, wanted: _Wanted, present: Sequence[LinkInfo]) -> None:
         self._wanted = wanted.links
         self._present = {link.name: link for link in present}
-        owned = [link for link in present if link.kind in OWNED_KINDS or link.name in wanted.links]
+        owned = [link for link in present if (link.kind in OWNED_KINDS and link.name != PROXY_LINK) or link.name in wanted.links]
         self._gone = [link.name for link in owned if not self._stays(link)]
         self.kept = {link.name for link in owned} - set(self._gone)
 

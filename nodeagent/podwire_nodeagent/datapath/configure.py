@@ -17,6 +17,7 @@ from podwire_nodeagent.datapath.bridge import FdbEntry
 from podwire_nodeagent.datapath.change import Change
 from podwire_nodeagent.datapath.configure_links import addr_add, addr_del, link_add, link_del, link_set
 from podwire_nodeagent.datapath.fib import Route
+from podwire_nodeagent.datapath.ipvs import configure as ipvs_configure
 from podwire_nodeagent.datapath.links import Link
 from podwire_nodeagent.datapath.netfilter.listing import connection_filter
 from podwire_nodeagent.datapath.wire import ZERO_MAC, address_bytes, mac_bytes
@@ -223,4 +224,5 @@ OPERATIONS: dict[type[Op], Callable[[Change, Any], None]] = {
     netlink.NftUpdate: nft_update,
     netlink.ConntrackDel: conntrack_del,
     netlink.SysctlSet: sysctl_set,
+    **ipvs_configure.OPERATIONS,
 }

@@ -17,6 +17,7 @@ from podwire_core.netlink import (
     TableDump,
     UnderlayInfo,
 )
+from podwire_nodeagent.datapath.ipvs import listing
 from podwire_nodeagent.datapath.wire import address_text, mac_text
 
 if TYPE_CHECKING:
@@ -142,6 +143,9 @@ DUMPS: dict[str, Callable[[Stack, float], Any]] = {
     "underlay": underlay,
     "rules": rules,
     "nftables": nftables,
+    "ipsets": listing.ipsets,
+    "ipvs": listing.ipvs,
+    "ipvs.connections": listing.connections,
     "sysctls": sysctls,
     "counters": counters,
     "info": info,

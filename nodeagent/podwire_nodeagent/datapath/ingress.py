@@ -190,7 +190,7 @@ def clone(packet: Packet, frame: bytearray | memoryview) -> Packet:
     own = Packet()
     own.parse(frame)
     own.mark, own.ct, own.ctinfo, own.direction = packet.mark, packet.ct, packet.ctinfo, packet.direction
-    own.in_link, own.volatile = packet.in_link, True
+    own.in_link, own.bridged, own.volatile = packet.in_link, packet.bridged, True
     return own
 
 

@@ -13,11 +13,13 @@ Rules, all Linux':
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from podwire_core.trace import Step
 from podwire_nodeagent.datapath import egress, fragments, icmp
 from podwire_nodeagent.datapath.fib import UNREACHABLE_TYPES, Route
-from podwire_nodeagent.datapath.netfilter import ACCEPT, Outcome
+from podwire_nodeagent.datapath.netfilter import ACCEPT, SERVED, Outcome
 from podwire_nodeagent.datapath.packet import Packet
 from podwire_nodeagent.datapath.walk import Walk
 from podwire_nodeagent.datapath.wire import L3, TCP, UDP, VNET, Buffer
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from podwire_nodeagent.datapath.links import Link
     from podwire_nodeagent.datapath.stack import Stack
 
+Hook = Callable[[Packet, float, list[Step] | None], Outcome]
 LIMITED_BROADCAST = b"\xff\xff\xff\xff"
 SOURCE_ROUTES = (131, 137)
 
@@ -45,6 +48,7 @@ def enter(stack: Stack, walk: Walk) -> bool:
     if not parse(stack, walk, walk.dev.name):
         return False
     walk.packet.in_link = walk.dev.name
+    walk.packet.bridged = walk.port is not None
     walk.prerouted = True
     return passes(stack, walk, stack.netfilter.prerouting(walk.packet, walk.now, walk.steps))
 
@@ -171,7 +175,11 @@ def deliver(stack: Stack, walk: Walk, kind: str) -> None:
     """INPUT, then out to the host namespace."""
     host = stack.links.host
     walk.packet.out_link = ""
-    if not passes(stack, walk, stack.netfilter.input(walk.packet, walk.now, walk.steps)):
+    outcome = stack.netfilter.input(walk.packet, walk.now, walk.steps)
+    if not passes(stack, walk, outcome):
+        return
+    if outcome is SERVED:
+        send_on(stack, walk)
         return
     if host is None:
         walk.drop("no_host_link", "link")
@@ -181,10 +189,19 @@ def deliver(stack: Stack, walk: Walk, kind: str) -> None:
     egress.to_neighbour(stack, walk, host, walk.packet.dst, walk.frame)
 
 
+def send_on(stack: Stack, walk: Walk) -> None:
+    """A request of which ip_vs knows a real server: out by the hook OUTPUT, not FORWARD."""
+    walk.packet.in_link = ""
+    route = stack.fib.lookup(walk.packet.dst)
+    if walk.steps is not None:
+        walk.step("fib", "route" if route else "error", route.text() if route else "network unreachable")
+    forward(stack, walk, route, stack.netfilter.served)
+
+
 # --- through this node --------------------------------
 
 
-def forward(stack: Stack, walk: Walk, route: Route | None) -> None:
+def forward(stack: Stack, walk: Walk, route: Route | None, hook: Hook | None = None) -> None:
     dev = usable(stack, walk, route)
     if dev is None or route is None:
         return
@@ -199,7 +216,7 @@ def forward(stack: Stack, walk: Walk, route: Route | None) -> None:
         return
     packet.out_link = dev.name
     decrement_ttl(packet)
-    if passes(stack, walk, stack.netfilter.forward(packet, walk.now, walk.steps)):
+    if passes(stack, walk, (hook or stack.netfilter.forward)(packet, walk.now, walk.steps)):
         finish_output(stack, walk, route, dev)
 
 

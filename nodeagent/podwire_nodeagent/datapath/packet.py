@@ -43,7 +43,7 @@ Buffer = bytearray | memoryview
 
 
 class Counted(Protocol):
-    """A rule: whoever matched it counts here."""
+    """What counts packets: a rule, a real server's traffic."""
 
     packets: int
     bytes: int
@@ -59,6 +59,7 @@ class Packet:
 
     __slots__ = (
         "ack",
+        "bridged",
         "buf",
         "ct",
         "ctinfo",
@@ -109,6 +110,7 @@ class Packet:
         self.direction = 0
         self.in_link = ""
         self.out_link = ""
+        self.bridged = False  # it came in by a bridge port (`-m physdev`)
         self.volatile = False
         self.hits: list[Counted] | None = None
 

@@ -9,6 +9,7 @@ bridge-nf-call-arptables. Netfilter reads its own (net.netfilter.*) from the sam
 from __future__ import annotations
 
 from podwire_core.netlink import NetlinkError
+from podwire_nodeagent.datapath.ipvs.table import SYSCTLS as IPVS_SYSCTLS
 from podwire_nodeagent.datapath.netfilter.timeouts import SYSCTL_DEFAULTS
 
 PER_LINK = {"rp_filter": "0", "route_localnet": "0", "accept_local": "0", "forwarding": "0", "send_redirects": "0"}
@@ -27,7 +28,7 @@ class Settings:
     """`values` is shared with netfilter."""
 
     def __init__(self) -> None:
-        self.values: dict[str, str] = {**DEFAULTS, **SYSCTL_DEFAULTS}
+        self.values: dict[str, str] = {**DEFAULTS, **SYSCTL_DEFAULTS, **IPVS_SYSCTLS}
         self.forwarding = self.bridge_nf = False
         self.icmp_interval, self.icmp_mask = 1.0, 6168
         self._strict: dict[tuple[str, str], int] = {}

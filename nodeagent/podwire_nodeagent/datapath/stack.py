@@ -155,6 +155,8 @@ class Stack:
             for waiting in queue:
                 self._neighbour_failed(waiting, now, emits)
         self.netfilter.expire(now)
+        if self.netfilter.ipvs.tick(now):
+            self.changed()
         expired = self.reassembly.expire(now)
         if expired:
             self.count("fragments.timeout", expired)

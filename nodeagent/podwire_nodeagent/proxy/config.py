@@ -11,6 +11,7 @@ from msgspec import Struct, field
 
 from podwire_core.constants import POD_CIDR, SERVICE_CIDR
 from podwire_core.errors import Cause
+from podwire_core.ipvs import SCHEDULERS
 from podwire_core.objects import DecodeError, Json, Kube, decode
 from podwire_nodeagent.proxy.addresses import family_of, network
 
@@ -36,6 +37,7 @@ class ProxyConfiguration(Struct, frozen=True):
     localhost_node_ports: bool = True
     conntrack_tcp_be_liberal: bool = False
     service_cidrs: tuple[str, ...] = (SERVICE_CIDR,)  # not of the configuration: the cluster's ServiceCIDR objects
+    ipvs_scheduler: str = "rr"
 
     @property
     def masquerade_mark(self) -> int:
@@ -72,6 +74,10 @@ class _Conntrack(Kube):
     tcp_be_liberal: bool = False
 
 
+class _Ipvs(Kube):
+    scheduler: str = ""
+
+
 class _Given(Kube):
     api_version: str = ""
     kind: str = ""
@@ -82,6 +88,7 @@ class _Given(Kube):
     node_port_addresses: list[str] | None = None
     iptables: _RuleMode | None = None
     nftables: _RuleMode | None = None
+    ipvs: _Ipvs | None = None
     conntrack: _Conntrack | None = None
 
 
@@ -107,6 +114,7 @@ def load(obj: Json) -> ProxyConfiguration:
         masquerade_all=rules.masquerade_all,
         masquerade_bit=14 if rules.masquerade_bit is None else rules.masquerade_bit,
         localhost_node_ports=rules.localhost_node_ports is not False,
+        ipvs_scheduler=(given.ipvs or _Ipvs()).scheduler or "rr",
         conntrack_tcp_be_liberal=(given.conntrack or _Conntrack()).tcp_be_liberal,
     )
     causes = _identity_causes(given) + _causes(config)
@@ -141,6 +149,8 @@ def _causes(config: ProxyConfiguration) -> list[Cause]:
         causes.append(Cause("$.mode", f"expected one of {', '.join(MODES)}, got {config.mode!r}"))
     if not 0 <= config.masquerade_bit <= 31:
         causes.append(Cause(f"$.{rules}.masqueradeBit", f"expected 0 to 31, got {config.masquerade_bit}"))
+    if config.ipvs_scheduler not in SCHEDULERS:
+        causes.append(Cause("$.ipvs.scheduler", f"expected one of {', '.join(SCHEDULERS)}, got {config.ipvs_scheduler!r}"))
     return causes + _cluster_cidr_causes(config) + _detect_local_causes(config) + _node_port_causes(config)
 
 

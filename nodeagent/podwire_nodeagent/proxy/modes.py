@@ -10,17 +10,23 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from podwire_core import netfilter as nf
-from podwire_core.netlink import AnyOp, NftReplace, SysctlSet
+from podwire_core.netlink import AddrsUpdate, AnyOp, IpsetDestroy, IpvsReplace, LinkDel, NftReplace, SysctlSet
 from podwire_core.objects import Json
 from podwire_nodeagent.proxy.config import ProxyConfiguration
 from podwire_nodeagent.proxy.model import NodeFacts
 
-MODES = ("iptables", "nftables")
+MODES = ("iptables", "nftables", "ipvs")
 
 # What leaves nothing of a mode behind, for nodes that change theirs. The iptables tables need none: every mode replaces them.
 CLEAR: dict[str, Callable[[], list[AnyOp]]] = {
     "iptables": lambda: [SysctlSet("net.ipv4.conf.all.route_localnet", "0")],
     "nftables": lambda: [NftReplace()],
+    "ipvs": lambda: [
+        IpvsReplace(hand_over=True),
+        IpsetDestroy(),  # once no rule refers to them
+        AddrsUpdate("kube-ipvs0", replace=True, missing_ok=True),
+        LinkDel("kube-ipvs0", missing_ok=True),
+    ],
 }
 
 
@@ -74,4 +80,8 @@ def _make(config: ProxyConfiguration, node: NodeFacts, family: int, others: Sequ
             from podwire_nodeagent.proxy import nftables
 
             return nftables.Proxier(config, node, family, others)
+        case "ipvs":
+            from podwire_nodeagent.proxy import ipvs
+
+            return ipvs.Proxier(config, node, family, others)
     raise ValueError(f"kube-proxy mode {config.mode!r} is not there yet; there are: {', '.join(MODES)}")

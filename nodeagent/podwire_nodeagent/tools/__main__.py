@@ -26,6 +26,14 @@ def call(name: str, argv: list[str], client: Client) -> str:
         from podwire_nodeagent.tools import nft
 
         return nft.main(argv, client)
+    if name == "ipvsadm":
+        from podwire_nodeagent.tools import ipvsadm
+
+        return ipvsadm.main(argv, client)
+    if name == "ipset":
+        from podwire_nodeagent.tools import ipset
+
+        return ipset.main(argv, client)
     if name == "sysctl":
         from podwire_nodeagent.tools import system
 

@@ -1,7 +1,7 @@
 """`Netfilter`: the hooks in Linux's order, put together from the tables, conntrack and NAT.
 
-    PREROUTING   raw, conntrack, mangle, nat (destination)      OUTPUT   raw, conntrack, mangle, nat (destination), filter
-    INPUT        mangle, filter, nat (source), confirm          FORWARD  mangle, filter
+    PREROUTING   raw, conntrack, mangle, nat (destination)      OUTPUT   raw, conntrack, mangle, nat (destination), ip_vs, filter
+    INPUT        mangle, filter, ip_vs, nat (source), confirm   FORWARD  mangle, filter, ip_vs (answers)
     POSTROUTING  mangle, nat (source), confirm
 
 The nat table is asked once a connection and kind of translation; all later packets are translated by the conntrack
@@ -17,6 +17,7 @@ from typing import Final
 from podwire_core.netfilter import Table
 from podwire_core.netlink import ChainsUpdate, ConntrackDel, ConntrackInfo, TableDump
 from podwire_nodeagent.datapath.chooser import Chooser
+from podwire_nodeagent.datapath.ipvs.table import Ipvs
 from podwire_nodeagent.datapath.netfilter import explain
 from podwire_nodeagent.datapath.netfilter.chains import (
     ACCEPT_OP,
@@ -37,7 +38,7 @@ from podwire_nodeagent.datapath.netfilter.explain import Steps
 from podwire_nodeagent.datapath.netfilter.listing import connection_filter, connection_info
 from podwire_nodeagent.datapath.netfilter.matches import Context
 from podwire_nodeagent.datapath.netfilter.nat import Nat, manipulate
-from podwire_nodeagent.datapath.netfilter.outcome import ACCEPT, NO_SOURCE, REDIRECT, Outcome
+from podwire_nodeagent.datapath.netfilter.outcome import ACCEPT, NO_SOURCE, REDIRECT, SERVED, Outcome
 from podwire_nodeagent.datapath.netfilter.ruleset import Ruleset, Transaction
 from podwire_nodeagent.datapath.netfilter.timeouts import Timeouts
 from podwire_nodeagent.datapath.nftables import Nftables, Path
@@ -77,6 +78,8 @@ class Netfilter:
         self.nftables = Nftables(self._context)
         self.conntrack = Conntrack(Timeouts(sysctls))
         self._nat = Nat(self.conntrack, chooser, self._counters)
+        self.ipsets = self._context.ipsets
+        self.ipvs = Ipvs(chooser, sysctls, local_address_test, self.conntrack.kill)
 
     # --- settings and tables --------------------------------
 
@@ -121,10 +124,13 @@ class Netfilter:
         return self._arrive(packet, "PREROUTING", now, steps)
 
     def input(self, packet: Packet, now: float, steps: Steps = None) -> Outcome:
-        """For a packet that is for this node; it may be delivered after this, its connection is in the table."""
+        """For a packet that is for this node; it may be delivered after this, its connection is in the table. SERVED: ip_vs
+        has given it another destination, to which it is to be sent by `served`."""
         outcome = self._walk(packet, "mangle/INPUT", now, steps)
         if outcome is ACCEPT:
             outcome = self._walk(packet, "filter/INPUT", now, steps)
+        if outcome is ACCEPT:
+            outcome = self._virtual(packet, "ipvs/INPUT", now, steps)
         if outcome is ACCEPT:
             outcome = self._translate(packet, "nat/INPUT", True, now, steps)
         return self.conntrack.confirm(packet, now) if outcome is ACCEPT else outcome
@@ -132,11 +138,24 @@ class Netfilter:
     def forward(self, packet: Packet, now: float, steps: Steps = None) -> Outcome:
         """Needs packet.in_link and out_link."""
         outcome = self._walk(packet, "mangle/FORWARD", now, steps)
-        return self._walk(packet, "filter/FORWARD", now, steps) if outcome is ACCEPT else outcome
+        if outcome is ACCEPT:
+            outcome = self._walk(packet, "filter/FORWARD", now, steps)
+        if outcome is ACCEPT:
+            self.ipvs.answer(packet, "ipvs/FORWARD", steps)
+        return outcome
 
     def output(self, packet: Packet, now: float, steps: Steps = None) -> Outcome:
         """A locally generated packet, already routed (out_link). Route again if dst or mark changed."""
         outcome = self._arrive(packet, "OUTPUT", now, steps)
+        if outcome is ACCEPT:
+            outcome = self._virtual(packet, "ipvs/OUTPUT", now, steps)
+        if outcome is ACCEPT or outcome is SERVED:
+            outcome = self._walk(packet, "filter/OUTPUT", now, steps)
+        return outcome
+
+    def served(self, packet: Packet, now: float, steps: Steps = None) -> Outcome:
+        """OUTPUT for a packet that came in and that ip_vs sends on. Needs packet.out_link."""
+        outcome = self._walk(packet, "mangle/OUTPUT", now, steps)
         return self._walk(packet, "filter/OUTPUT", now, steps) if outcome is ACCEPT else outcome
 
     def postrouting(self, packet: Packet, now: float, steps: Steps = None) -> Outcome:
@@ -152,6 +171,12 @@ class Netfilter:
         called answered."""
         if cause.ct is not None:
             answer.ct, answer.ctinfo, answer.direction = cause.ct, RELATED, 1 - cause.direction
+
+    def _virtual(self, packet: Packet, stage: str, now: float, steps: Steps) -> Outcome:
+        if packet.direction:
+            self.ipvs.answer(packet, stage, steps)
+            return ACCEPT
+        return self.ipvs.request(packet, stage, now, steps)
 
     def _arrive(self, packet: Packet, hook: str, now: float, steps: Steps) -> Outcome:
         outcome = self._walk(packet, "raw/" + hook, now, steps)
@@ -303,6 +328,7 @@ class Netfilter:
             self.conntrack.kill(connection)
         self._context.recent.keep_only(())
         self.nftables.forget()
+        self.ipvs.forget()
 
     def dump_conntrack(self, now: float) -> list[ConntrackInfo]:
         return [connection_info(connection, now) for connection in self.conntrack.connections(now)]
