@@ -34,6 +34,7 @@ class HealthServer:
         self.updated = _now()
 
     def changed(self) -> None:
+        """The checks' ports may be different now."""
 
         self.updated = _now()
         self._woken.set()
@@ -67,7 +68,7 @@ class HealthServer:
     # --- the answers --------------------------------
 
     def _service(self, port: int) -> httpd.Handler:
-        def answer(_: Request) -> Answer:
+        def answer(_request: Request) -> Answer:
             service, count = self._checks.ports.get(port, ("/", 0))
             namespace, _, name = service.partition("/")
             body = {"service": {"namespace": namespace, "name": name}, "localEndpoints": count, "serviceProxyHealthy": True}

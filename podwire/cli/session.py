@@ -169,6 +169,13 @@ class Session:
             raise ClusterError(f"cluster {name!r} has no edge (`podwire up --name {name} --edge` makes one)")
         return SyncChannel(f"unix:{paths.run_dir(name) / EDGE / 'agent.sock'}")
 
+    def edges(self) -> list[SyncChannel]:
+        """The edge's agent, if there is one and it is known here."""
+        try:
+            return [self.edge()]
+        except ClusterError:
+            return []
+
     def agent(self, node: str) -> SyncChannel:
         """A node's agent; "edge" is the edge's."""
         if node == EDGE:

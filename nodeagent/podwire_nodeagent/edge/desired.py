@@ -1,8 +1,8 @@
 """What the edge's kernel looks like, as a function of the nodes and of who serves which address. Pure.
 
 Rules it keeps: eth0 is the cable, eth1 leads outside; whatever is not known goes outside, but private addresses and the pool's
-unassigned ones do not. An address that several nodes serve has a next hop each, chosen by a hash of addresses and ports. What comes
-from a node and would go back to a node is refused: it is for a Service address at a port that no Service has, and the two would
+unassigned ones do not. An address that several nodes serve has a next hop each, chosen by a hash of addresses and ports. What
+comes from a node and would go back to a node is refused: it is for a Service address at a port that no Service has, and the two would
 pass it to and fro until its TTL ended.
 """
 
@@ -49,9 +49,11 @@ def desired(nodes: Iterable[Json], announced: Mapping[str, tuple[str, ...]], add
         *(RouteAdd(network, type="unreachable", replace=True) for network in UNROUTED),
     ]
     peers = {node["metadata"]["name"]: peer for node in nodes if (peer := Peer.of(node)) is not None}
-    for peer in sorted(peers.values(), key=lambda peer: peer.node_ip):
-        if peer.underlay_host:
-            ops.append(UnderlaySet(peer.node_ip, peer.uplink_mac, peer.underlay_host, peer.cable_port))
+    ops += [
+        UnderlaySet(peer.node_ip, peer.uplink_mac, peer.underlay_host, peer.cable_port)
+        for peer in sorted(peers.values(), key=lambda peer: peer.node_ip)
+        if peer.underlay_host
+    ]
     for service_ip in sorted(announced):
         hops = sorted(peers[name].node_ip for name in announced[service_ip] if name in peers)
         ops += _route(service_ip, hops)
@@ -70,7 +72,8 @@ def _route(service_ip: str, hops: list[str]) -> list[AnyOp]:
 def rules() -> TablesReplace:
     """See the last rule at the head of the file."""
     back = nf.Rule(
-        (nf.InInterface(UPLINK), nf.OutInterface(UPLINK), nf.Comment("no Service has this port")), nf.Reject("icmp-port-unreachable")
+        (nf.InInterface(UPLINK), nf.OutInterface(UPLINK), nf.Comment("no Service has this port")),
+        nf.Reject("icmp-port-unreachable"),
     )
     chains = (nf.Chain("INPUT", (), "ACCEPT"), nf.Chain("FORWARD", (back,), "ACCEPT"), nf.Chain("OUTPUT", (), "ACCEPT"))
     return TablesReplace((nf.Table("filter", 4, chains),))

@@ -57,9 +57,7 @@ class EdgeState(NodeState):
                 by_kind[change.kind][change.key] = change.new
         try:
             async with self._lock:
-                different = self._announced.change(
-                    by_kind["Service"], by_kind["EndpointSlice"], by_kind["Node"], self._objects
-                )
+                different = self._announced.change(by_kind["Service"], by_kind["EndpointSlice"], by_kind["Node"], self._objects)
                 if different or by_kind["Node"]:
                     await self._route()
         except NetlinkError as error:
