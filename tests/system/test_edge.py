@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 
 import pytest
 
-from tests.support.cluster import until
+from tests.support.cluster import ROOT, until
 
 pytestmark = [pytest.mark.root, pytest.mark.system, pytest.mark.timeout(300)]
 
@@ -170,6 +172,35 @@ class TestTrace:
         story = cluster.json("trace", "client", f"http://{CLIENT}/")
         [connection] = [each for each in story["connections"] if each["server"] == CLIENT]
         assert [hop["node"] for hop in connection["passages"][0]["hops"]][-1] == "edge"
+
+
+class TestFaults:
+    """Kept for the end: what is killed comes back, and everything is as before."""
+
+    @pytest.mark.parametrize("kind", ["edge", "datapath"])
+    def test_killed(self, cluster, services, kind):
+        [pid] = cluster.processes(kind, "edge")
+        os.kill(pid, signal.SIGKILL)
+        url = f"http://{services['edge-cluster']}/"
+        until(lambda: cluster.processes(kind, "edge") not in ([], [pid]), "a new process")
+        until(lambda: cluster.run("exec", "--edge", "--", "curl", "-sS", "-m", "2", url).code == 0, "an answer")
+
+
+def test_no_edge(new_cluster):
+    other = new_cluster("--nodes", "1", "--no-edge")
+    code, said = other.fails("exec", "--edge", "--", "true")
+    assert (code, "has no edge" in said) == (1, True)
+    assert not other.processes("edge")
+
+
+def test_the_examples(cluster):
+    """As their comments say."""
+    cluster("apply", "-f", str(ROOT / "examples/outside.yaml"))
+    urls = {"http://192.168.1.11:30080/": "10.244.", "http://198.51.100.1/": "10.244.", "http://198.51.100.2/": CLIENT}
+    for url, source in urls.items():
+        code, said = until(lambda url=url: (got := curl(cluster, url))[0] == 0 and got, url)
+        assert seen(said).startswith(source)
+    cluster("delete", "-f", str(ROOT / "examples/outside.yaml"))
 
 
 def test_check_says_the_same(cluster, services, homes, tmp_path):

@@ -2,8 +2,8 @@
 
 Rules it keeps: eth0 is the cable, eth1 leads outside; whatever is not known goes outside, but private addresses and the pool's
 unassigned ones do not. An address that several nodes serve has a next hop each, chosen by a hash of addresses and ports. What
-comes from a node and would go back to a node is refused: it is for a Service address at a port that no Service has, and the two would
-pass it to and fro until its TTL ended.
+comes from a node and would go back to a node is refused: it is for a Service address at a port that no Service has, and the
+two would pass it to and fro until its TTL ended.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ come in look everything up as local, and packets that go out don't. Order to rea
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -38,6 +39,17 @@ def attach(namespace: Path) -> int:
     except OSError:
         pass  # the first time
     fd = netns.create_tap(namespace, DEV, mac_of(OUTSIDE_CLIENT))
+    try:
+        _configure(namespace)
+    except BaseException:
+        with netns.configure(namespace) as net:
+            net.delete_link(DEV)
+        os.close(fd)
+        raise
+    return fd
+
+
+def _configure(namespace: Path) -> None:
     length = OUTSIDE_NETWORK.partition("/")[2]
     with netns.configure(namespace) as net:
         net.set_link(DEV, up=True)
@@ -52,7 +64,6 @@ def attach(namespace: Path) -> int:
         "rule del pref 0",
         "route add local default dev lo table local",
     )
-    return fd
 
 
 def _ip(namespace: Path, *lines: str) -> None:

@@ -77,6 +77,7 @@ class Edge:
 
     async def _follow(self, mirror: rpc.Mirror, state: EdgeState) -> None:
         await mirror.synced()
+        await self._restate(state)
         async for changes in mirror.changes():
             try:
                 await state.take(changes)
@@ -88,14 +89,18 @@ class Edge:
         while True:
             await self._dataplane.died()
             log.warning("the datapath died and is started again")
-            while True:
-                try:
-                    await self._dataplane.connect()
-                    await state.restate()
-                    break
-                except (OSError, DatapathFailed) as error:
-                    log.error("the datapath could not be restored, trying again: %s", error)
-                    await trio.sleep(RETRY_SECONDS)
+            await self._restate(state)
+
+    async def _restate(self, state: EdgeState) -> None:
+        """Until it is done."""
+        while True:
+            try:
+                await self._dataplane.connect()
+                await state.restate()
+                return
+            except (OSError, DatapathFailed) as error:
+                log.error("the datapath could not be brought to its state, trying again: %s", error)
+                await trio.sleep(RETRY_SECONDS)
 
     async def _exec(self, start: agentapi.ExecStart, inputs: AsyncIterator[agentapi.EXEC_IN], send: rpc.Send) -> None:
         """A client's command outside, or the router's own (with tools that show the datapath)."""
