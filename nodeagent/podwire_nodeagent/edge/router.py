@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import trio
@@ -77,7 +77,7 @@ class Edge:
 
     async def _follow(self, mirror: rpc.Mirror, state: EdgeState) -> None:
         await mirror.synced()
-        await self._restate(state)
+        await self._until_done(state.restate)
         async for changes in mirror.changes():
             try:
                 await state.take(changes)
@@ -89,14 +89,13 @@ class Edge:
         while True:
             await self._dataplane.died()
             log.warning("the datapath died and is started again")
-            await self._restate(state)
+            await self._until_done(self._dataplane.connect)  # here alone: it is this connection's death that `died` awaits
+            await self._until_done(state.restate)
 
-    async def _restate(self, state: EdgeState) -> None:
-        """Until it is done."""
+    async def _until_done(self, what: Callable[[], Awaitable[None]]) -> None:
         while True:
             try:
-                await self._dataplane.connect()
-                await state.restate()
+                await what()
                 return
             except (OSError, DatapathFailed) as error:
                 log.error("the datapath could not be brought to its state, trying again: %s", error)
