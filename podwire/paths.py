@@ -38,6 +38,7 @@ class Config(Struct):
     slot: int = 0
     created: float = 0.0
     version: str = ""
+    edge: bool = True
 
     def node_names(self) -> list[str]:
         return [f"node{n}" for n in range(1, self.nodes + 1)]

@@ -165,14 +165,22 @@ def services_of(config: Config, directory: Path) -> list[Service]:
     api = f"unix:{directory / 'api.sock'}"
     server = [sys.executable, "-m", "podwire_apiserver", "--data", str(directory / "apiserver"), "--listen", api]
     found = [Service("apiserver", server, logs / "apiserver.log")]
+    edge = underlay(config.slot, EDGE)
     for number, node in enumerate(config.node_names(), 1):
         agent = [
             *(sys.executable, "-m", "podwire_nodeagent", "--node", node, "--api", api, "--dir", str(directory / node)),
             *("--internal-ip", f"192.168.1.{10 + number}", "--underlay", underlay(config.slot, number)),
             *("--cni", config.cni, "--proxy", config.proxy),
+            *(("--edge-underlay", edge) if config.edge else ()),
         ]
         found.append(Service(node, agent, logs / f"{node}.log"))
+    if config.edge:
+        router = [sys.executable, "-m", "podwire_nodeagent.edge", "--api", api, "--dir", str(directory / "edge")]
+        found.append(Service("edge", [*router, "--underlay", edge], logs / "edge.log"))
     return found
+
+
+EDGE = -9  # the edge's number, whose address is 127.SLOT.0.1
 
 
 def underlay(slot: int, number: int) -> str:

@@ -28,7 +28,7 @@ from podwire_apiserver.server import Server
 from podwire_apiserver.state import State
 from podwire_apiserver.store import StoreError
 from podwire_apiserver.store.sqlite import open_store
-from podwire_core.constants import POD_CIDR, SERVICE_CIDR
+from podwire_core.constants import LOAD_BALANCER_POOL, POD_CIDR, SERVICE_CIDR
 from podwire_core.errors import ApiError
 from podwire_core.rpc.messages import API_SERVICE
 from podwire_core.rpc.server import ListenError, serve
@@ -61,6 +61,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--service-cidr", default=SERVICE_CIDR, type=_network, help="range of ClusterIPs (%(default)s)")
     parser.add_argument("--cluster-cidr", default=POD_CIDR, type=_network, help="range of pod addresses (%(default)s)")
     parser.add_argument("--node-cidr-mask", default=24, type=int, metavar="BITS", help="size of a node's part (%(default)s)")
+    parser.add_argument("--load-balancer-pool", default=LOAD_BALANCER_POOL, type=_network, help="for LoadBalancers (%(default)s)")
     parser.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     args = parser.parse_args()
     if not ipaddress.ip_network(args.cluster_cidr).prefixlen <= args.node_cidr_mask <= 30:
@@ -82,7 +83,8 @@ async def _run(args: argparse.Namespace) -> None:
         resources = Resources(State(store, ServiceAllocator([args.service_cidr])), time.time, random.Random())
         bootstrap(resources, args.service_cidr)
         _spare_the_collector()
-        runner = Runner(resources, all_controllers(args.cluster_cidr, args.node_cidr_mask), time.time)
+        controllers = all_controllers(args.cluster_cidr, args.node_cidr_mask, args.load_balancer_pool)
+        runner = Runner(resources, controllers, time.time)
         server = Server(resources, runner, time.time)
         async with trio.open_nursery() as nursery:
             addresses = await nursery.start(serve, API_SERVICE, server.handlers(), args.listen)

@@ -25,7 +25,7 @@ FLANNEL_PUBLIC_IP = "flannel.alpha.coreos.com/public-ip"
 
 class ExecStart(Struct, tag="start"):
     """First message of an exec stream. Without `pod` the command runs in the node's host namespace (`podwire node
-    NAME -- …`)."""
+    NAME -- …`), or at the edge in its `outside` namespace."""
 
     argv: list[str]
     pod: str = ""  # "namespace/name"
@@ -35,6 +35,7 @@ class ExecStart(Struct, tag="start"):
     rows: int = 24
     columns: int = 80
     env: dict[str, str] = {}
+    outside: bool = False
 
 
 class ExecInput(Struct, tag="stdin"):

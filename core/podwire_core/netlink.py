@@ -96,9 +96,17 @@ class AddrDel(Op, frozen=True, tag="addr.del"):
     missing_ok: bool = False
 
 
+class NextHop(Struct, frozen=True, omit_defaults=True):
+    """`nexthop via VIA dev DEV weight WEIGHT` of a multipath route."""
+
+    via: str
+    dev: str = ""
+    weight: int = 1
+
+
 class RouteAdd(Op, frozen=True, tag="route.add"):
     """`ip route add DST [via VIA] [dev DEV] [src SRC] [onlink]`; dst "default" or a network. type: unicast,
-    blackhole, unreachable, prohibit, local."""
+    blackhole, unreachable, prohibit, local. With `nexthops` (then no via and dev) each flow takes one of them, by its hash."""
 
     dst: str
     dev: str = ""
@@ -109,6 +117,7 @@ class RouteAdd(Op, frozen=True, tag="route.add"):
     proto: str = "static"  # as in /etc/iproute2/rt_protos: kernel, boot, static, bird, bgp …
     type: str = "unicast"
     replace: bool = False
+    nexthops: tuple[NextHop, ...] = ()
 
 
 class RouteDel(Op, frozen=True, tag="route.del"):
@@ -383,6 +392,7 @@ class RouteInfo(Struct, omit_defaults=True):
     type: str = "unicast"
     scope: str = "global"
     table: str = "main"
+    nexthops: tuple[NextHop, ...] = ()
 
 
 class NeighInfo(Struct, omit_defaults=True):

@@ -22,7 +22,8 @@ from typing import Any
 
 from msgspec import Struct
 
-from podwire_core.constants import GATEWAY_MAC, HOST_GATEWAY
+from podwire_cni.macs import mac_of
+from podwire_core.constants import CABLE_PORT, GATEWAY_MAC, HOST_GATEWAY, NODE_GATEWAY
 from podwire_core.netlink import (
     AddrAdd,
     AddrDel,
@@ -153,7 +154,7 @@ def _routes(wanted: _Wanted, dumps: Dumps, links: _Links) -> Difference:
 
 def _same_route(route: RouteInfo, op: RouteAdd) -> bool:
     """A source that was not asked for is the datapath's choice."""
-    return route.type == op.type and route.onlink == op.onlink and op.src in ("", route.src)
+    return (route.type, route.onlink, route.nexthops) == (op.type, op.onlink, op.nexthops) and op.src in ("", route.src)
 
 
 def _neighbours(wanted: _Wanted, dumps: Dumps, links: _Links) -> Difference:
@@ -181,6 +182,12 @@ def _underlay(wanted: _Wanted, dumps: Dumps, links: _Links) -> Difference:
 
 def _sorted(ops: list[AnyOp]) -> list[AnyOp]:
     return sorted(ops, key=repr)
+
+
+def gateway_peer(underlay: str) -> list[AnyOp]:
+    """The edge as a peer on the cable, at `underlay` ("IP" or "IP:PORT"); nothing where there is none."""
+    host, _, port = underlay.partition(":")
+    return [UnderlaySet(NODE_GATEWAY, mac_of(NODE_GATEWAY), host, int(port or CABLE_PORT))] if host else []
 
 
 # --- the host namespace --------------------------------

@@ -28,6 +28,7 @@ from podwire_nodeagent.datapath_process import Dataplane
 from podwire_nodeagent.node_rules import SYSCTLS, facts_of
 from podwire_nodeagent.proxy import modes
 from podwire_nodeagent.proxy.config import ProxyConfiguration
+from podwire_nodeagent.proxy.health import HealthChecks
 
 log = logging.getLogger(__name__)
 HOST_DEV = "eth0"
@@ -54,6 +55,8 @@ class NodeState:
         self._node, self._dataplane, self._host_netns = node, dataplane, host_netns
         self._proxy_config, self._objects, self._reattach_pods = proxy, objects, reattach_pods
         self._proxier: modes.Proxy | None = None
+        self.health = HealthChecks(node)
+        self.gateway: list[AnyOp] = []  # how the cable reaches the edge
         self._pod_cidr = ""
         self._host_batch = ""
         self._lock = trio.Lock()
@@ -78,6 +81,8 @@ class NodeState:
             ops = proxier.changes(self._objects["Service"], self._objects["EndpointSlice"])
             await self._dataplane.apply([*SYSCTLS, *ops])
             self._proxier = proxier
+            services, slices = self._objects["Service"], self._objects["EndpointSlice"]
+            self.health.change(services, slices, services, slices)
         if self._pod_cidr:
             self.networked.set()
 
@@ -100,6 +105,9 @@ class NodeState:
                 facts = facts_of(node) if self._node in by_kind["Node"] else None
                 ops = self._proxier.changes(by_kind["Service"], by_kind["EndpointSlice"], facts)
                 await self._dataplane.apply(ops)
+                self.health.change(
+                    by_kind["Service"], by_kind["EndpointSlice"], self._objects["Service"], self._objects["EndpointSlice"]
+                )
         except NetlinkError as error:
             log.error("the datapath refused an update, everything is stated again: %s", error)
             await self.restate()
@@ -116,7 +124,7 @@ class NodeState:
             os.close(fd)
 
     async def _network(self, node: Json) -> None:
-        desired = flannel.desired(node, self._objects["Node"].values(), gateway=NODE_GATEWAY)
+        desired = [*flannel.desired(node, self._objects["Node"].values(), gateway=NODE_GATEWAY), *self.gateway]
         dumps = {what: await self._dataplane.dump(what) for what in network.DUMPED}
         await self._dataplane.apply(network.reconcile(desired, dumps))
         await self._configure_host(desired)

@@ -73,13 +73,31 @@ def route_add(change: Change, op: netlink.RouteAdd) -> None:
     if any(len(part) not in (0, len(dst)) for part in (route.via, route.src)):
         raise NetlinkError("EINVAL", f"route {op.dst}: addresses of two families")
     fib = change.stack.fib
-    fib.check_nexthop(route)
+    if op.nexthops:
+        route.spread(next_hops(change, op, dst, plen))
+    else:
+        fib.check_nexthop(route)
     same = [other for other in fib.table(table).same_net(dst, plen) if other.metric == op.metric]
     if same and not op.replace:
         raise NetlinkError("EEXIST", f"route {op.dst} exists")
     if same:
         change.remove_route(same[0])
     change.add_route(route)
+
+
+def next_hops(change: Change, op: netlink.RouteAdd, dst: bytes, plen: int) -> list[tuple[int, Route]]:
+    """(weight, route) for each: as if it were the only one."""
+    if op.via or op.dev or op.type != "unicast":
+        raise NetlinkError("EINVAL", f"route {op.dst}: next hops, and via, dev or another type beside them")
+    src, found = address_bytes(op.src) if op.src else b"", []
+    for hop in op.nexthops:
+        via = address_bytes(hop.via)
+        if not 1 <= hop.weight <= 256 or len(via) != len(dst):
+            raise NetlinkError("EINVAL", f"route {op.dst}: next hop {hop.via} weight {hop.weight} is not valid")
+        dev = change.link(hop.dev) if hop.dev else None
+        route = Route(dst, plen, dev, via=via, src=src, onlink=op.onlink, metric=op.metric, proto=op.proto)
+        found.append((hop.weight, change.stack.fib.check_nexthop(route)))
+    return found
 
 
 def route_del(change: Change, op: netlink.RouteDel) -> None:

@@ -13,6 +13,7 @@ from podwire_core.netlink import (
     LinkInfo,
     NeighInfo,
     NetlinkError,
+    NextHop,
     RouteInfo,
     TableDump,
     UnderlayInfo,
@@ -72,7 +73,7 @@ def route_info(route: Route) -> RouteInfo:
     dst = "default" if not route.plen else f"{address_text(route.dst)}/{route.plen}"
     return RouteInfo(
         dst=dst,
-        dev=route.dev.name if route.dev else "",
+        dev=route.dev.name if route.dev and not route.hops else "",
         via=address_text(route.via) if route.via else "",
         src=address_text(route.src) if route.src else "",
         onlink=route.onlink,
@@ -81,7 +82,12 @@ def route_info(route: Route) -> RouteInfo:
         type=route.type,
         scope=route.scope,
         table=route.table,
+        nexthops=next_hops(route),
     )
+
+
+def next_hops(route: Route) -> tuple[NextHop, ...]:
+    return tuple(NextHop(address_text(way.via), way.dev.name if way.dev else "", weight) for _, weight, way in route.hops)
 
 
 def neighs(stack: Stack, now: float) -> list[NeighInfo]:

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 
 from podwire_core.trace import Step
 from podwire_nodeagent.datapath import egress, fragments, icmp
-from podwire_nodeagent.datapath.fib import UNREACHABLE_TYPES, Route
+from podwire_nodeagent.datapath.fib import UNREACHABLE_TYPES, Route, flow_hash
 from podwire_nodeagent.datapath.netfilter import ACCEPT, SERVED, Outcome
-from podwire_nodeagent.datapath.packet import Packet
+from podwire_nodeagent.datapath.netfilter.connection import packet_key
+from podwire_nodeagent.datapath.packet import RELATED, Packet
 from podwire_nodeagent.datapath.walk import Walk
 from podwire_nodeagent.datapath.wire import L3, TCP, UDP, VNET, Buffer
 
@@ -132,7 +133,7 @@ def route_input(stack: Stack, walk: Walk) -> None:
     if dst[0] & 0xF0 == 0xE0:
         walk.drop("multicast_not_member", "fib")
         return
-    route = stack.fib.lookup(dst)
+    route = way(stack, packet)
     if walk.steps is not None:
         walk.step("fib", "route" if route else "error", route.text() if route else "network unreachable")
     if route is not None and route.table == "local" and route.type in ("local", "broadcast"):
@@ -143,6 +144,17 @@ def route_input(stack: Stack, walk: Walk) -> None:
         walk.drop("group_frame_not_forwarded", "fib")
     else:
         forward(stack, walk, route)
+
+
+def way(stack: Stack, packet: Packet) -> Route | None:
+    """The route for a packet; of several next hops its flow's. An ICMP error goes where the flow that it is about goes."""
+    route = stack.fib.lookup(packet.dst)
+    if route is None or not route.hops:
+        return route
+    key = packet_key(packet)
+    if packet.ctinfo == RELATED and packet.ct is not None:
+        key = packet.ct.reply if packet.direction else packet.ct.original
+    return route.towards(flow_hash(key if stack.settings.multipath_ports else key[: 2 * len(packet.dst)]))
 
 
 def martian(stack: Stack, packet: Packet, dev: Link) -> str:
@@ -332,7 +344,7 @@ def host_output(stack: Stack, walk: Walk) -> None:
 def output(stack: Stack, walk: Walk) -> None:
     """OUTPUT, and the route that its translation asks for."""
     packet = walk.packet
-    route = stack.fib.lookup(packet.dst)
+    route = way(stack, packet)
     dev = out_device(stack, walk, route)
     if dev is None:
         return
@@ -341,7 +353,7 @@ def output(stack: Stack, walk: Walk) -> None:
     if not passes(stack, walk, stack.netfilter.output(packet, walk.now, walk.steps)):
         return
     if (packet.dst, packet.mark) != before:
-        route = stack.fib.lookup(packet.dst)
+        route = way(stack, packet)
         dev = out_device(stack, walk, route)
     if dev is not None and route is not None:
         finish_output(stack, walk, route, dev)

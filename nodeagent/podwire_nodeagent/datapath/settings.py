@@ -15,6 +15,7 @@ from podwire_nodeagent.datapath.netfilter.timeouts import SYSCTL_DEFAULTS
 PER_LINK = {"rp_filter": "0", "route_localnet": "0", "accept_local": "0", "forwarding": "0", "send_redirects": "0"}
 DEFAULTS = {
     "net.ipv4.ip_forward": "0",
+    "net.ipv4.fib_multipath_hash_policy": "0",
     "net.ipv4.icmp_ratelimit": "1000",
     "net.ipv4.icmp_ratemask": "6168",
     "net.ipv6.conf.all.forwarding": "0",
@@ -29,7 +30,7 @@ class Settings:
 
     def __init__(self) -> None:
         self.values: dict[str, str] = {**DEFAULTS, **SYSCTL_DEFAULTS, **IPVS_SYSCTLS}
-        self.forwarding = self.bridge_nf = False
+        self.forwarding = self.bridge_nf = self.multipath_ports = False
         self.icmp_interval, self.icmp_mask = 1.0, 6168
         self._strict: dict[tuple[str, str], int] = {}
         self.reload()
@@ -48,6 +49,7 @@ class Settings:
     def reload(self) -> None:
         """After a change of `values`."""
         self.forwarding = self.values["net.ipv4.ip_forward"] != "0"
+        self.multipath_ports = self.values["net.ipv4.fib_multipath_hash_policy"] == "1"
         self.bridge_nf = self.values["net.bridge.bridge-nf-call-iptables"] != "0"
         self.icmp_interval = int(self.values["net.ipv4.icmp_ratelimit"]) / 1000
         self.icmp_mask = int(self.values["net.ipv4.icmp_ratemask"])
