@@ -21,6 +21,7 @@ from typing import Any
 from msgspec import Struct
 
 from podwire_core import nftables as nft
+from podwire_core.ebpf import CtInfo, LbConfig, NatInfo
 from podwire_core.netfilter import Chain, Table
 
 MAX_MESSAGE = 256 << 20
@@ -228,6 +229,25 @@ class SysctlSet(Op, frozen=True, tag="sysctl.set"):
     value: str
 
 
+# --- eBPF: maps and programs (podwire_core.ebpf) --------------------------------
+
+
+class BpfReplace(Op, frozen=True, tag="bpf.replace"):
+    """The load balancer's programs with this configuration, attached at every link, and the whole content of the maps that an
+    agent writes (those not named are emptied). Without a configuration: nothing is attached, all maps are empty."""
+
+    config: LbConfig | None = None
+    maps: dict[str, dict[bytes, bytes]] = {}
+
+
+class BpfMapUpdate(Op, frozen=True, tag="bpf.update"):
+    """`bpf(BPF_MAP_UPDATE_BATCH)` and `…_DELETE_BATCH`: elements written, then keys deleted (missing ones are none)."""
+
+    map: str
+    elements: dict[bytes, bytes] = {}
+    delete: tuple[bytes, ...] = ()
+
+
 AnyOp = (
     LinkAdd
     | LinkDel
@@ -248,6 +268,8 @@ AnyOp = (
     | NftUpdate
     | ConntrackDel
     | SysctlSet
+    | BpfReplace
+    | BpfMapUpdate
 )
 
 # --- what a dump returns --------------------------------
@@ -352,6 +374,26 @@ class TableDump(Struct, omit_defaults=True):
     policy_counters: dict[str, RuleCounters]
 
 
+class BpfMapInfo(Struct, omit_defaults=True):
+    """One of `dump("bpf.maps")`: a map and its elements, as bytes."""
+
+    id: int
+    name: str
+    type: str
+    key_size: int
+    value_size: int
+    max_entries: int
+    elements: dict[bytes, bytes] = {}
+
+
+class BpfState(Struct, omit_defaults=True):
+    """`dump("bpf")`: the load balancer's connections, and how its programs are configured (None: not attached)."""
+
+    config: LbConfig | None = None
+    ct: list[CtInfo] = []
+    snat: list[NatInfo] = []
+
+
 DUMPS: dict[str, Any] = {
     "links": list[LinkInfo],
     "addrs": list[AddrInfo],
@@ -362,6 +404,8 @@ DUMPS: dict[str, Any] = {
     "underlay": list[UnderlayInfo],
     "rules": list[TableDump],
     "nftables": list[nft.Table],  # with what dynamic sets hold now
+    "bpf.maps": list[BpfMapInfo],
+    "bpf": BpfState,
     "sysctls": dict[str, str],
     "counters": dict[str, int],  # drops by reason ("drop.ip_header_checksum"), cache hits, generation, …
     "info": dict[str, Any],  # pid, version, started, node
