@@ -168,9 +168,13 @@ def unpack_affinity(value: bytes) -> tuple[int, int]:
     return last_used, backend
 
 
+def pack_source_range_key(index: int, plen: int, address: bytes) -> bytes:
+    return _RANGE.pack(RANGE_STATIC_BITS + plen, index, 0, address)
+
+
 def pack_source_range(index: int, network: str) -> bytes:
     net = ip_network(network)
-    return _RANGE.pack(RANGE_STATIC_BITS + net.prefixlen, index, 0, net.network_address.packed)
+    return pack_source_range_key(index, net.prefixlen, net.network_address.packed)
 
 
 def unpack_source_range(key: bytes) -> tuple[int, int, bytes]:
@@ -273,8 +277,8 @@ MAPS: dict[str, MapSpec] = {
 class LbConfig(Struct, frozen=True, omit_defaults=True):
     """What Cilium compiles into the programs (node_config.h).
 
-    `algorithm`: random or maglev (maglev for what comes from outside, as Cilium; inside is always random); `mode`: snat or
-    dsr, how requests from outside reach a backend elsewhere; `native_cidrs`: sources that are the cluster's own; `socket_lb`: hostns
+    `algorithm`: random or maglev (maglev for what comes from outside, as Cilium; inside is always random); `mode`: snat or dsr,
+    how requests from outside reach a backend elsewhere; `native_cidrs`: sources that are the cluster's own; `socket_lb`: hostns
     (only the node's own sockets) or all (pods' too).
     """
 

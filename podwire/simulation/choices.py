@@ -8,6 +8,8 @@ from __future__ import annotations
 
 
 class Choices:
+    exhaustive = True  # what a hash would decide is asked too
+
     def __init__(self) -> None:
         self._script: list[bool] = []
         self._asked = 0

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from podwire_core import nftables as nft
 from podwire_core.netlink import (
     AddrInfo,
+    BpfMapInfo,
+    BpfState,
     ConntrackInfo,
     FdbInfo,
     LinkInfo,
@@ -17,6 +19,7 @@ from podwire_core.netlink import (
     TableDump,
     UnderlayInfo,
 )
+from podwire_nodeagent.datapath.ebpf import listing
 from podwire_nodeagent.datapath.wire import address_text, mac_text
 
 if TYPE_CHECKING:
@@ -124,6 +127,14 @@ def nftables(stack: Stack, now: float) -> list[nft.Table]:
     return stack.netfilter.nftables.dump(now)
 
 
+def bpf_maps(stack: Stack, now: float) -> list[BpfMapInfo]:
+    return listing.maps(stack.lb, now)
+
+
+def bpf_state(stack: Stack, now: float) -> BpfState:
+    return listing.state(stack.lb, now)
+
+
 def sysctls(stack: Stack, _: float) -> dict[str, str]:
     return dict(sorted(stack.settings.values.items()))
 
@@ -142,6 +153,8 @@ DUMPS: dict[str, Callable[[Stack, float], Any]] = {
     "underlay": underlay,
     "rules": rules,
     "nftables": nftables,
+    "bpf.maps": bpf_maps,
+    "bpf": bpf_state,
     "sysctls": sysctls,
     "counters": counters,
     "info": info,

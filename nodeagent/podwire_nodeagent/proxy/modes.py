@@ -10,17 +10,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from podwire_core import netfilter as nf
-from podwire_core.netlink import AnyOp, NftReplace, SysctlSet
+from podwire_core.netlink import AnyOp, BpfReplace, NftReplace, SysctlSet
 from podwire_core.objects import Json
 from podwire_nodeagent.proxy.config import ProxyConfiguration
 from podwire_nodeagent.proxy.model import NodeFacts
 
-MODES = ("iptables", "nftables")
+MODES = ("iptables", "nftables", "ebpf")
 
 # What leaves nothing of a mode behind, for nodes that change theirs. The iptables tables need none: every mode replaces them.
 CLEAR: dict[str, Callable[[], list[AnyOp]]] = {
     "iptables": lambda: [SysctlSet("net.ipv4.conf.all.route_localnet", "0")],
     "nftables": lambda: [NftReplace()],
+    "ebpf": lambda: [BpfReplace()],
 }
 
 
@@ -74,4 +75,8 @@ def _make(config: ProxyConfiguration, node: NodeFacts, family: int, others: Sequ
             from podwire_nodeagent.proxy import nftables
 
             return nftables.Proxier(config, node, family, others)
+        case "ebpf":
+            from podwire_nodeagent.proxy import ebpf
+
+            return ebpf.Proxier(config, node, family, others)
     raise ValueError(f"kube-proxy mode {config.mode!r} is not there yet; there are: {', '.join(MODES)}")
