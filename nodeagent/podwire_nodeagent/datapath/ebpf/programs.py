@@ -60,7 +60,7 @@ def arrive(stack: Stack, walk: Walk, link: Link) -> bool:
         return arrived_icmp(stack, walk, packet)
     if packet.proto not in PROTOCOLS:
         return True
-    stage = f"ebpf/{STAGES[kind]}"
+    stage = f"ebpf/{STAGES['host' if kind == 'tap' and stack.lb.settings.socket_lb == 'all' else kind]}"
     if packet.l4 - L3 == 28 and kind in ("vxlan", "uplink") and dsr.receive(stack, walk, packet, stage):
         return True
     entry = established(stack, packet, walk.now)
@@ -104,7 +104,8 @@ def serve(stack: Stack, walk: Walk, link: Link, packet: Packet, stage: str) -> b
     origin, service = lb.origin(found.service.rev_nat_index), found.service
     if walk.steps is not None:
         rule = ebpf.describe(ebpf.SERVICES, found.key, found.value)
-        note(walk, stage, "lookup", "inside" if inside else "outside", rule, origin, found.lookups)
+        how = "socket LB" if stage == "ebpf/connect4" else "inside" if inside else "outside"
+        note(walk, stage, "lookup", how, rule, origin, found.lookups)
     reason = refusal(stack, walk, found, packet, inside, stage)
     if reason:
         if walk.steps is not None:
