@@ -45,10 +45,10 @@ class ServiceKey(NamedTuple):
 
 class Service(NamedTuple):
     """struct lb4_service {union {__u32 backend_id; __u32 affinity_timeout;}; __u16 count; __u16 rev_nat_index; __u8 flags;
-    __u8 flags2; __u16 qcount;}: `first` is the union, the timeout in slot 0."""
+    __u8 flags2; __u16 qcount;}: `first` is the union, the timeout in slot 0; `backend_count` is count."""
 
     first: int
-    count: int
+    backend_count: int
     rev_nat_index: int
     flags: int = 0
     flags2: int = 0
@@ -106,7 +106,8 @@ def pack_backend(backend: Backend) -> bytes:
 
 
 def unpack_backend(value: bytes) -> Backend:
-    return Backend(*_ADDRESS_PORT.unpack_from(value), value[6], value[7])
+    address, port = _ADDRESS_PORT.unpack_from(value)
+    return Backend(address, port, value[6], value[7])
 
 
 # --- cilium_lb4_reverse_nat: __u16 rev_nat_index -> struct lb4_reverse_nat {__be32 address; __be16 port;} ---------------------
@@ -279,7 +280,7 @@ class LbConfig(Struct, frozen=True, omit_defaults=True):
 
     `algorithm`: random or maglev (maglev for what comes from outside, as Cilium; inside is always random); `mode`: snat or dsr,
     how requests from outside reach a backend elsewhere; `native_cidrs`: sources that are the cluster's own; `socket_lb`: hostns
-    (only the node's own sockets) or all (pods' too).
+    (only the node's own sockets) or all (pods' too); `masquerade_all`: what goes to a ClusterIP gets the node's source.
     """
 
     algorithm: str = "random"
@@ -287,6 +288,7 @@ class LbConfig(Struct, frozen=True, omit_defaults=True):
     mode: str = "snat"
     native_cidrs: tuple[str, ...] = ()
     socket_lb: str = "hostns"
+    masquerade_all: bool = False
 
 
 # --- for people ---------------------
@@ -299,7 +301,7 @@ def describe(name: str, key: bytes, value: bytes) -> str:
         where = f"{ip_address(k.address)}:{k.dport}/{PROTOCOL_NAMES.get(k.proto, k.proto)} scope {k.scope} slot {k.slot}"
         if k.slot:
             return f"{name}[{where}] = backend_id {s.first} rev_nat_index {s.rev_nat_index}"
-        words = f"count {s.count} rev_nat_index {s.rev_nat_index} flags {s.flags:#x} flags2 {s.flags2:#x}"
+        words = f"count {s.backend_count} rev_nat_index {s.rev_nat_index} flags {s.flags:#x} flags2 {s.flags2:#x}"
         return f"{name}[{where}] = {words}" + (f" affinity_timeout {s.first}" if s.first else "")
     if name == BACKENDS:
         b = unpack_backend(value)

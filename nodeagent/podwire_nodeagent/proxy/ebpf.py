@@ -102,7 +102,12 @@ class Proxier:
         )
         settings = config.ebpf
         return ebpf.LbConfig(
-            settings.algorithm, settings.maglev_table_size, settings.mode, (cidr,) if cidr else (), settings.socket_lb
+            settings.algorithm,
+            settings.maglev_table_size,
+            settings.mode,
+            (cidr,) if cidr else (),
+            settings.socket_lb,
+            config.masquerade_all,
         )
 
     def _node_addresses(self) -> tuple[str, ...]:

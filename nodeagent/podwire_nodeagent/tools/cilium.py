@@ -87,7 +87,7 @@ def masters(maps: Maps) -> list[ServiceKey]:
 
 def slots(maps: Maps, master: ServiceKey) -> Iterable[tuple[int, int, Backend | None]]:
     """Slot, backend id, backend."""
-    for slot in range(1, maps.services[master].count + 1):
+    for slot in range(1, maps.services[master].backend_count + 1):
         entry = maps.services.get(master._replace(slot=slot))
         if entry is not None:
             yield slot, entry.first, maps.backends.get(entry.first)

@@ -36,7 +36,7 @@ def meaning(maps):
     for key, value in maps[ebpf.SERVICES].items():
         k, s = ebpf.unpack_service_key(key), ebpf.unpack_service(value)
         assert fronts[s.rev_nat_index] == (k.address, k.dport)
-        services[k] = (backends[s.first] if k.slot else s.first, s.count, s.flags, s.flags2)
+        services[k] = (backends[s.first] if k.slot else s.first, s.backend_count, s.flags, s.flags2)
     assert len(set(backends.values())) == len(backends)
     matches = {(backends[b], fronts[i]) for b, i in map(ebpf.unpack_affinity_match, maps[ebpf.AFFINITY_MATCH])}
     ranges = {(fronts[i], plen, a) for i, plen, a in map(ebpf.unpack_source_range, maps[ebpf.SOURCE_RANGES])}
@@ -50,7 +50,7 @@ def masters(proxier):
     for key, value in proxier.maps()[ebpf.SERVICES].items():
         k, s = ebpf.unpack_service_key(key), ebpf.unpack_service(value)
         if not k.slot:
-            found[str(ip_address(k.address)), k.dport, k.scope] = s.count, s.flags, s.flags2
+            found[str(ip_address(k.address)), k.dport, k.scope] = s.backend_count, s.flags, s.flags2
     return found
 
 

@@ -144,10 +144,12 @@ class LoadBalancer:
     def _select(self, found: Found, packet: Packet, inside: bool) -> Choice | None:
         if self.settings.algorithm == "maglev" and not inside:
             return self._select_maglev(found, packet)
-        slot = self._random(found.service.count) + 1
+        slot = self._random(found.service.backend_count) + 1
         number = self._slot(found.key, slot)
         backend = self.backend(number)
-        return Choice(number, backend, f"random, slot {slot} of {found.service.count}", 2) if backend is not None else None
+        return (
+            Choice(number, backend, f"random, slot {slot} of {found.service.backend_count}", 2) if backend is not None else None
+        )
 
     def _random(self, count: int) -> int:
         """0 … count - 1, by halves."""
@@ -180,7 +182,7 @@ class LoadBalancer:
 
     def places(self, found: Found) -> array[int]:
         """The inner map of cilium_lb4_maglev."""
-        numbers = tuple(self._slot(found.key, slot) for slot in range(1, found.service.count + 1))
+        numbers = tuple(self._slot(found.key, slot) for slot in range(1, found.service.backend_count + 1))
         kept = self._maglev.get(found.key)
         if kept is not None and kept[0] == numbers:
             return kept[1]

@@ -112,7 +112,7 @@ def serve(stack: Stack, walk: Walk, link: Link, packet: Packet, stage: str) -> b
             note(walk, stage, "drop", reason, ebpf.describe(ebpf.SERVICES, found.key, found.value), origin)
         walk.drop(f"bpf_{reason}")
         return False
-    if not service.count:
+    if not service.backend_count:
         if walk.steps is not None:
             rule = ebpf.describe(ebpf.SERVICES, found.key, found.value)
             note(walk, stage, "reject", "no backend: icmp-port-unreachable", rule, origin)
@@ -155,7 +155,7 @@ def refusal(stack: Stack, walk: Walk, found: Found, packet: Packet, inside: bool
             return "not_in_source_range"
         if walk.steps is not None:
             note(walk, stage, "pass", "source range", ebpf.describe(ebpf.SOURCE_RANGES, element, b""))
-    if not found.service.count and (flags & ebpf.EXT_LOCAL_SCOPE or flags2 & ebpf.INT_LOCAL_SCOPE):
+    if not found.service.backend_count and (flags & ebpf.EXT_LOCAL_SCOPE or flags2 & ebpf.INT_LOCAL_SCOPE):
         return "no_local_backend"
     return ""
 
@@ -170,7 +170,7 @@ def connect(stack: Stack, walk: Walk, link: Link, packet: Packet, found: Found, 
     reply = make_key(backend.address, source, backend.port, sport, packet.proto)
     entry = Entry(packet_key(packet), reply, walk.now, choice.number, index, stack.lb.origin(index))
     entry.loopback = source == LOOPBACK
-    entry.untracked = link.kind == "uplink" or entry.loopback
+    entry.untracked = link.kind == "uplink" or (link.kind == "tap" and source != packet.src)
     entry.dsr = direct
     stack.lb.table.add(entry, walk.now)
     return entry
@@ -181,11 +181,12 @@ def source_for(
 ) -> bytes:
     """See the head of the file."""
     itself = choice.backend.address == packet.src
-    if link.kind == "tap":
+    everything = stack.lb.settings.masquerade_all and not found.service.flags & ebpf.ROUTABLE
+    if link.kind == "tap" and not everything:
         return LOOPBACK if itself else packet.src
     if route is None or route.type == "local":
         return packet.src
-    keeps = inside or bool(found.service.flags & ebpf.EXT_LOCAL_SCOPE)
+    keeps = (inside and not everything) or bool(found.service.flags & ebpf.EXT_LOCAL_SCOPE)
     if link.kind == "uplink" and keeps and not itself:
         return packet.src
     return stack.fib.source(route, stack.links) or packet.src

@@ -100,6 +100,12 @@ class Table(Conntrack):
         self._unassured[entry.original] = entry
         self._schedule(entry)
 
+    def saw(self, entry: Entry, packet: Packet, direction: int, now: float) -> None:
+        """A packet of an entry; one that has closed is looked at again soon."""
+        entry.saw(packet, direction, now)
+        if int(entry.expires) + 1 < entry.due:
+            self._schedule(entry)
+
     def kill(self, connection: Connection) -> None:
         if isinstance(connection, Entry) and connection.extra and connection.epoch >= 0:
             self.entries.pop(connection.extra, None)

@@ -31,7 +31,7 @@ def rewritten(
 ) -> None:
     """The packet as the entry says, and what the trace and the flow cache need to know."""
     before = (packet.src, packet.dst, packet.sport, packet.dport)
-    entry.saw(packet, direction, walk.now)
+    stack.lb.table.saw(entry, packet, direction, walk.now)
     rewrite = entry.rewrite(direction)
     if rewrite is not None:
         rewrite.apply(packet)

@@ -129,6 +129,15 @@ def test_host_has_the_address_that_the_route_to_the_backend_asks_for():
     assert exchange(net, net.one.host, server, VIP, 80, 40000) == net.one.vtep_ip
 
 
+@pytest.mark.parametrize("where", ["here", "there"])
+def test_masquerade_all(where):
+    net = Net()
+    net.proxies = [net.proxy(node, ProxyConfiguration("ebpf", masquerade_all=True)) for node in net.cluster.nodes]
+    server = net.one.add_pod("10.244.1.9") if where == "here" else net.two.add_pod("10.244.2.9")
+    net.serve(server)
+    assert exchange(net, net.client, server, VIP, 80, 40000) == (net.one.bridge_ip if where == "here" else net.one.vtep_ip)
+
+
 @pytest.mark.parametrize("cached", [True, False])
 @pytest.mark.parametrize("where", ["here", "there"])
 def test_outside_by_a_node_port_is_snated_and_comes_back(where, cached):
@@ -303,9 +312,10 @@ def test_udp_finds_another_backend_when_its_own_is_gone_and_tcp_goes_on():
 def test_lifetimes():
     net = Net()
     net.serve(net.two.add_pod("10.244.2.9"))
-    table, now = net.one.stack.lb.table, net.cluster.now
+    table = net.one.stack.lb.table
 
     def left(*flags):
+        now = net.cluster.now
         for each in flags:
             net.client.send(tcp(net.client.address, VIP, 1, 80, each, 1, 1))
         net.cluster.run()
@@ -316,6 +326,13 @@ def test_lifetimes():
     assert left(FIN | ACK) == [8000]
     assert left(RST) == [10]
     assert left(SYN) == [60]  # the port is used anew
+    net.cluster.now += 50
+    assert left(ACK) == [8000]
+    net.cluster.wait(20, 1.0)
+    assert left(RST) == [10]
+    net.cluster.wait(12, 1.0)
+    assert (table.count, len(table.entries)) == (0, 0)  # closed entries do not wait for their old time
+    assert left(SYN) == [60]
     net.cluster.wait(62, 1.0)
     assert table.count == 0
 
