@@ -17,7 +17,8 @@ from podwire_core.ebpf import Backend, LbConfig, Service
 from podwire_core.netlink import ConntrackDel
 from podwire_nodeagent.datapath.chooser import Chooser
 from podwire_nodeagent.datapath.ebpf import maglev
-from podwire_nodeagent.datapath.ebpf.table import Table
+from podwire_nodeagent.datapath.ebpf.table import Entry, Table
+from podwire_nodeagent.datapath.netfilter.connection import split
 from podwire_nodeagent.datapath.netfilter.listing import connection_filter
 from podwire_nodeagent.datapath.packet import Packet
 
@@ -85,6 +86,24 @@ class LoadBalancer:
     def backend(self, number: int) -> Backend | None:
         value = self.maps[ebpf.BACKENDS].get(ebpf.pack_backend_key(number))
         return ebpf.unpack_backend(value) if value is not None else None
+
+    def keeps(self, entry: Entry) -> bool:
+        """Whether an entry's backend is still there. An agent that was restarted may have given it another number."""
+        src, _, sport, _ = split(entry.reply)
+        there = self.backend(entry.backend_id)
+        if there is not None and (there.address, there.port) == (src, sport):
+            return True
+        _, dst, _, dport = split(entry.original)
+        for scope in (ebpf.SCOPE_EXT, ebpf.SCOPE_INT):
+            master = ebpf.pack_service_key(dst, dport, entry.proto, scope)
+            value = self.maps[ebpf.SERVICES].get(master, bytes(12))
+            for slot in range(1, ebpf.unpack_service(value).backend_count + 1):
+                number = self._slot(master, slot)
+                there = self.backend(number)
+                if there is not None and (there.address, there.port) == (src, sport):
+                    entry.backend_id, entry.rev_nat_index = number, ebpf.unpack_service(value).rev_nat_index
+                    return True
+        return False
 
     # --- which Service --------------------------------
 

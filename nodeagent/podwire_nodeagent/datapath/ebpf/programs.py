@@ -84,7 +84,7 @@ def established(stack: Stack, packet: Packet, now: float) -> Entry | None:
     if entry is None or key == entry.reply:
         return entry
     begins = packet.proto != TCP or packet.flags & (SYN | ACK) == SYN
-    stale = begins and not entry.extra and stack.lb.config is not None and stack.lb.backend(entry.backend_id) is None
+    stale = begins and not entry.extra and stack.lb.config is not None and not stack.lb.keeps(entry)
     if stale or entry.reopened(packet):
         stack.lb.table.kill(entry)
         return None

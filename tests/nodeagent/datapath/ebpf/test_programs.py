@@ -309,6 +309,28 @@ def test_udp_finds_another_backend_when_its_own_is_gone_and_tcp_goes_on():
     assert ([s.proto for s in here.take()], [s.proto for s in there.take()]) == ([17], [6])
 
 
+def test_udp_keeps_its_backend_when_the_agent_numbers_anew():
+    net = Net()
+    pods = [net.two.add_pod(f"10.244.2.{9 + n}") for n in range(4)]
+    net.serve(*pods)
+
+    def reached():
+        net.client.send(udp(net.client.address, VIP, 1, 80))
+        net.cluster.run()
+        return [pod for pod in pods if pod.take()]
+
+    chosen = reached()
+    net.proxies = [net.proxy(node, ProxyConfiguration("ebpf")) for node in net.cluster.nodes]
+    ports = [{**each, "port": 8080} for each in PORTS]
+    slices = [
+        endpoint_slice("first", [endpoint("10.244.2.200", "node2")], ports),  # another Service takes the first numbers
+        endpoint_slice("web", [endpoint(pod.address, "node2") for pod in pods], ports),
+    ]
+    services = [service("first", "10.96.0.9", PORTS), service("web", VIP, PORTS)]
+    net.one.apply(*net.proxies[0].changes(by_key(services), by_key(slices)))
+    assert reached() == chosen
+
+
 def test_lifetimes():
     net = Net()
     net.serve(net.two.add_pod("10.244.2.9"))
