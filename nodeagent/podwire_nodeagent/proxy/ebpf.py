@@ -19,6 +19,7 @@ from ipaddress import ip_address
 
 from podwire_core import ebpf
 from podwire_core import netfilter as nf
+from podwire_core.collector import paused
 from podwire_core.netlink import AnyOp, BpfMapUpdate, BpfReplace, TablesReplace
 from podwire_core.objects import Json
 from podwire_nodeagent.proxy.compose import compose
@@ -61,6 +62,14 @@ class Proxier:
         self, services: Mapping[str, Json | None], slices: Mapping[str, Json | None], node: NodeFacts | None = None
     ) -> list[AnyOp]:
         """See modes.Proxy. The first call replaces all maps, later ones update elements."""
+        if not self._stated:
+            with paused():
+                return self._changes(services, slices, node)
+        return self._changes(services, slices, node)
+
+    def _changes(
+        self, services: Mapping[str, Json | None], slices: Mapping[str, Json | None], node: NodeFacts | None
+    ) -> list[AnyOp]:
         for key, obj in services.items():
             self.model.set_service(key, obj)
         for key, obj in slices.items():
