@@ -21,6 +21,7 @@ from typing import Any
 from msgspec import Struct
 
 from podwire_core import nftables as nft
+from podwire_core.ebpf import CtInfo, LbConfig, NatInfo
 from podwire_core.ipset import IpSet
 from podwire_core.ipvs import ConnectionInfo, RealServer, ServiceInfo, VirtualService
 from podwire_core.netfilter import Chain, Table
@@ -320,6 +321,25 @@ class IpvsReplace(Op, frozen=True, tag="ipvs.replace"):
     hand_over: bool = False
 
 
+# --- eBPF: maps and programs (podwire_core.ebpf) --------------------------------
+
+
+class BpfReplace(Op, frozen=True, tag="bpf.replace"):
+    """The load balancer's programs with this configuration, attached at every link, and the whole content of the maps that an
+    agent writes (those not named are emptied). Without a configuration: nothing is attached, all maps are empty."""
+
+    config: LbConfig | None = None
+    maps: dict[str, dict[bytes, bytes]] = {}
+
+
+class BpfMapUpdate(Op, frozen=True, tag="bpf.update"):
+    """`bpf(BPF_MAP_UPDATE_BATCH)` and `…_DELETE_BATCH`: elements written, then keys deleted (missing ones are none)."""
+
+    map: str
+    elements: dict[bytes, bytes] = {}
+    delete: tuple[bytes, ...] = ()
+
+
 AnyOp = (
     LinkAdd
     | LinkDel
@@ -349,6 +369,8 @@ AnyOp = (
     | IpvsServerSet
     | IpvsServerDel
     | IpvsReplace
+    | BpfReplace
+    | BpfMapUpdate
 )
 
 # --- what a dump returns --------------------------------
@@ -454,6 +476,26 @@ class TableDump(Struct, omit_defaults=True):
     policy_counters: dict[str, RuleCounters]
 
 
+class BpfMapInfo(Struct, omit_defaults=True):
+    """One of `dump("bpf.maps")`: a map and its elements, as bytes."""
+
+    id: int
+    name: str
+    type: str
+    key_size: int
+    value_size: int
+    max_entries: int
+    elements: dict[bytes, bytes] = {}
+
+
+class BpfState(Struct, omit_defaults=True):
+    """`dump("bpf")`: the load balancer's connections, and how its programs are configured (None: not attached)."""
+
+    config: LbConfig | None = None
+    ct: list[CtInfo] = []
+    snat: list[NatInfo] = []
+
+
 DUMPS: dict[str, Any] = {
     "links": list[LinkInfo],
     "addrs": list[AddrInfo],
@@ -467,6 +509,8 @@ DUMPS: dict[str, Any] = {
     "ipsets": list[IpSet],
     "ipvs": list[ServiceInfo],
     "ipvs.connections": list[ConnectionInfo],
+    "bpf.maps": list[BpfMapInfo],
+    "bpf": BpfState,
     "sysctls": dict[str, str],
     "counters": dict[str, int],  # drops by reason ("drop.ip_header_checksum"), cache hits, generation, …
     "info": dict[str, Any],  # pid, version, started, node

@@ -89,6 +89,7 @@ class SimulatedNode:
     def forget_flows(self, now: float) -> None:
         """No connection, no session affinity: the next packet is the first."""
         self.stack.netfilter.forget(now)
+        self.stack.lb.forget(now)
 
     # --- pods --------------------------------
 

@@ -131,6 +131,7 @@ class Change:
             self.stack.netfilter.reconfigure()
         for which in self.connections:
             self.stack.netfilter.delete_conntrack(which, self.now)
+            self.stack.lb.delete(which, self.now)
 
     def link(self, name: str) -> Link:
         found = self.stack.links.get(name)

@@ -16,6 +16,7 @@ from podwire_core.netlink import NetlinkError, Op
 from podwire_nodeagent.datapath.bridge import FdbEntry
 from podwire_nodeagent.datapath.change import Change
 from podwire_nodeagent.datapath.configure_links import addr_add, addr_del, link_add, link_del, link_set
+from podwire_nodeagent.datapath.ebpf import configuring as bpf
 from podwire_nodeagent.datapath.fib import Route
 from podwire_nodeagent.datapath.ipvs import configure as ipvs_configure
 from podwire_nodeagent.datapath.links import Link
@@ -243,4 +244,6 @@ OPERATIONS: dict[type[Op], Callable[[Change, Any], None]] = {
     netlink.ConntrackDel: conntrack_del,
     netlink.SysctlSet: sysctl_set,
     **ipvs_configure.OPERATIONS,
+    netlink.BpfReplace: bpf.replace,
+    netlink.BpfMapUpdate: bpf.update,
 }

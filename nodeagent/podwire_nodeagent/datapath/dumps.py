@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from podwire_core import nftables as nft
 from podwire_core.netlink import (
     AddrInfo,
+    BpfMapInfo,
+    BpfState,
     ConntrackInfo,
     FdbInfo,
     LinkInfo,
@@ -18,6 +20,7 @@ from podwire_core.netlink import (
     TableDump,
     UnderlayInfo,
 )
+from podwire_nodeagent.datapath.ebpf import listing as bpf_listing
 from podwire_nodeagent.datapath.ipvs import listing
 from podwire_nodeagent.datapath.wire import address_text, mac_text
 
@@ -131,6 +134,14 @@ def nftables(stack: Stack, now: float) -> list[nft.Table]:
     return stack.netfilter.nftables.dump(now)
 
 
+def bpf_maps(stack: Stack, now: float) -> list[BpfMapInfo]:
+    return bpf_listing.maps(stack.lb, now)
+
+
+def bpf_state(stack: Stack, now: float) -> BpfState:
+    return bpf_listing.state(stack.lb, now)
+
+
 def sysctls(stack: Stack, _: float) -> dict[str, str]:
     return dict(sorted(stack.settings.values.items()))
 
@@ -152,6 +163,8 @@ DUMPS: dict[str, Callable[[Stack, float], Any]] = {
     "ipsets": listing.ipsets,
     "ipvs": listing.ipvs,
     "ipvs.connections": listing.connections,
+    "bpf.maps": bpf_maps,
+    "bpf": bpf_state,
     "sysctls": sysctls,
     "counters": counters,
     "info": info,

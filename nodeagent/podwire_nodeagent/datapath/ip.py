@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING
 
 from podwire_core.trace import Step
 from podwire_nodeagent.datapath import egress, fragments, icmp
+from podwire_nodeagent.datapath.ebpf.translate import answer as bpf_answer
+from podwire_nodeagent.datapath.ebpf.translate import leave
 from podwire_nodeagent.datapath.fib import UNREACHABLE_TYPES, Route, flow_hash
 from podwire_nodeagent.datapath.netfilter import ACCEPT, SERVED, Outcome
 from podwire_nodeagent.datapath.netfilter.connection import packet_key
-from podwire_nodeagent.datapath.packet import RELATED, Packet
+from podwire_nodeagent.datapath.packet import RELATED, UNTRACKED, Packet
 from podwire_nodeagent.datapath.walk import Walk
 from podwire_nodeagent.datapath.wire import L3, TCP, UDP, VNET, Buffer
 
@@ -77,6 +79,8 @@ def parse(stack: Stack, walk: Walk, where: str) -> bool:
         walk.frame = packet.buf = memoryview(walk.frame)[: packet.end]
         walk.cacheable = False
     packet.hits = []
+    if walk.untracked:
+        packet.ctinfo = UNTRACKED
     return True
 
 
@@ -123,7 +127,7 @@ def route_input(stack: Stack, walk: Walk) -> None:
     packet, dev = walk.packet, walk.dev
     assert dev is not None
     dst = packet.dst
-    reason = martian(stack, packet, dev)
+    reason = "" if walk.untracked else martian(stack, packet, dev)
     if reason:
         walk.drop(reason, "fib")
         return
@@ -196,6 +200,8 @@ def deliver(stack: Stack, walk: Walk, kind: str) -> None:
     if host is None:
         walk.drop("no_host_link", "link")
         return
+    if stack.lb.attached:
+        leave(stack, walk)
     if walk.steps is not None:
         walk.step("fib", "deliver", kind)
     egress.to_neighbour(stack, walk, host, walk.packet.dst, walk.frame)
@@ -291,6 +297,8 @@ def finish_output(stack: Stack, walk: Walk, route: Route, dev: Link) -> None:
     if dev.kind == "loopback":
         loop(stack, walk, dev)
         return
+    if stack.lb.attached:
+        leave(stack, walk)
     nexthop = route.gateway or packet.dst
     if not too_big(walk, dev.mtu):
         egress.to_neighbour(stack, walk, dev, nexthop, walk.frame)
@@ -410,5 +418,7 @@ def originate(stack: Stack, cause: Walk, frame: bytearray) -> None:
     stack.count("icmp.sent" if frame[L3 + 9] == 1 else "tcp.resets_sent")
     if parse(stack, own, "output"):
         stack.netfilter.attach(own.packet, cause.packet)
+        if cause.untracked:
+            bpf_answer(stack, own)
         output(stack, own)
     stack.finish(own)

@@ -22,6 +22,16 @@ DETECT_LOCAL_MODES = ("ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNa
 PRIMARY = "primary"  # a nodePortAddresses entry: the node's InternalIPs
 
 
+class EbpfSettings(Struct, frozen=True):
+    """podwire's own section `ebpf`, with Cilium's words: `algorithm` random or maglev, `mode` snat or dsr, `socket_lb` hostns or
+    all."""
+
+    algorithm: str = "random"
+    maglev_table_size: int = 16381
+    mode: str = "snat"
+    socket_lb: str = "hostns"
+
+
 class ProxyConfiguration(Struct, frozen=True):
     """`cluster_cidrs` empty with detectLocalMode ClusterCIDR: local traffic is not detected. `node_port_addresses` empty: the
     mode's default."""
@@ -38,6 +48,7 @@ class ProxyConfiguration(Struct, frozen=True):
     conntrack_tcp_be_liberal: bool = False
     service_cidrs: tuple[str, ...] = (SERVICE_CIDR,)  # not of the configuration: the cluster's ServiceCIDR objects
     ipvs_scheduler: str = "rr"
+    ebpf: EbpfSettings = EbpfSettings()
 
     @property
     def masquerade_mark(self) -> int:
@@ -78,6 +89,13 @@ class _Ipvs(Kube):
     scheduler: str = ""
 
 
+class _Ebpf(Kube):
+    algorithm: str = "random"
+    maglev_table_size: int = 16381
+    mode: str = "snat"
+    socket_lb: str = field(default="hostns", name="socketLB")
+
+
 class _Given(Kube):
     api_version: str = ""
     kind: str = ""
@@ -90,6 +108,7 @@ class _Given(Kube):
     nftables: _RuleMode | None = None
     ipvs: _Ipvs | None = None
     conntrack: _Conntrack | None = None
+    ebpf: _Ebpf | None = None
 
 
 def load(obj: Json) -> ProxyConfiguration:
@@ -104,6 +123,7 @@ def load(obj: Json) -> ProxyConfiguration:
     mode = given.mode or "iptables"
     rules = (given.nftables if mode == "nftables" else given.iptables) or _RuleMode()
     detect = given.detect_local or _DetectLocal()
+    bpf = given.ebpf or _Ebpf()
     config = ProxyConfiguration(
         mode=mode,
         cluster_cidrs=_split(given.cluster_cidr),
@@ -116,6 +136,7 @@ def load(obj: Json) -> ProxyConfiguration:
         localhost_node_ports=rules.localhost_node_ports is not False,
         ipvs_scheduler=(given.ipvs or _Ipvs()).scheduler or "rr",
         conntrack_tcp_be_liberal=(given.conntrack or _Conntrack()).tcp_be_liberal,
+        ebpf=EbpfSettings(bpf.algorithm, bpf.maglev_table_size, bpf.mode, bpf.socket_lb),
     )
     causes = _identity_causes(given) + _causes(config)
     if causes:
@@ -151,7 +172,25 @@ def _causes(config: ProxyConfiguration) -> list[Cause]:
         causes.append(Cause(f"$.{rules}.masqueradeBit", f"expected 0 to 31, got {config.masquerade_bit}"))
     if config.ipvs_scheduler not in SCHEDULERS:
         causes.append(Cause("$.ipvs.scheduler", f"expected one of {', '.join(SCHEDULERS)}, got {config.ipvs_scheduler!r}"))
+    causes += _ebpf_causes(config.ebpf)
     return causes + _cluster_cidr_causes(config) + _detect_local_causes(config) + _node_port_causes(config)
+
+
+MAGLEV_SIZES = (251, 509, 1021, 2039, 4093, 8191, 16381, 32749, 65521, 131071)  # primes, those that Cilium takes
+
+
+def _ebpf_causes(settings: EbpfSettings) -> list[Cause]:
+    words = {"algorithm": ("random", "maglev"), "mode": ("snat", "dsr"), "socketLB": ("hostns", "all")}
+    given = {"algorithm": settings.algorithm, "mode": settings.mode, "socketLB": settings.socket_lb}
+    causes = [
+        Cause(f"$.ebpf.{name}", f"expected one of {', '.join(words[name])}, got {value!r}")
+        for name, value in given.items()
+        if value not in words[name]
+    ]
+    if settings.maglev_table_size not in MAGLEV_SIZES:
+        sizes = ", ".join(map(str, MAGLEV_SIZES))
+        causes.append(Cause("$.ebpf.maglevTableSize", f"expected one of {sizes}, got {settings.maglev_table_size}"))
+    return causes
 
 
 def _cluster_cidr_causes(config: ProxyConfiguration) -> list[Cause]:

@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from podwire_core import netfilter as nf
-from podwire_core.netlink import AddrsUpdate, AnyOp, IpsetDestroy, IpvsReplace, LinkDel, NftReplace, SysctlSet
+from podwire_core.netlink import AddrsUpdate, AnyOp, BpfReplace, IpsetDestroy, IpvsReplace, LinkDel, NftReplace, SysctlSet
 from podwire_core.objects import Json
 from podwire_nodeagent.proxy.config import ProxyConfiguration
 from podwire_nodeagent.proxy.model import NodeFacts
 
-MODES = ("iptables", "nftables", "ipvs")
+MODES = ("iptables", "nftables", "ipvs", "ebpf")
 
 # What leaves nothing of a mode behind, for nodes that change theirs. The iptables tables need none: every mode replaces them.
 CLEAR: dict[str, Callable[[], list[AnyOp]]] = {
@@ -27,6 +27,7 @@ CLEAR: dict[str, Callable[[], list[AnyOp]]] = {
         AddrsUpdate("kube-ipvs0", replace=True, missing_ok=True),
         LinkDel("kube-ipvs0", missing_ok=True),
     ],
+    "ebpf": lambda: [BpfReplace()],
 }
 
 
@@ -84,4 +85,8 @@ def _make(config: ProxyConfiguration, node: NodeFacts, family: int, others: Sequ
             from podwire_nodeagent.proxy import ipvs
 
             return ipvs.Proxier(config, node, family, others)
+        case "ebpf":
+            from podwire_nodeagent.proxy import ebpf
+
+            return ebpf.Proxier(config, node, family, others)
     raise ValueError(f"kube-proxy mode {config.mode!r} is not there yet; there are: {', '.join(MODES)}")

@@ -34,6 +34,14 @@ def call(name: str, argv: list[str], client: Client) -> str:
         from podwire_nodeagent.tools import ipset
 
         return ipset.main(argv, client)
+    if name == "bpftool":
+        from podwire_nodeagent.tools import bpftool
+
+        return bpftool.main(argv, client)
+    if name in ("cilium-dbg", "cilium"):
+        from podwire_nodeagent.tools import cilium
+
+        return cilium.main(argv, client)
     if name == "sysctl":
         from podwire_nodeagent.tools import system
 
