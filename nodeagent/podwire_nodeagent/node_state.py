@@ -29,6 +29,7 @@ from podwire_nodeagent.node_rules import SYSCTLS, facts_of
 from podwire_nodeagent.proxy import modes
 from podwire_nodeagent.proxy.config import ProxyConfiguration
 from podwire_nodeagent.proxy.health import HealthChecks
+from podwire_nodeagent.proxy.model import NodeFacts
 
 log = logging.getLogger(__name__)
 HOST_DEV = "eth0"
@@ -55,6 +56,7 @@ class NodeState:
         self._node, self._dataplane, self._host_netns = node, dataplane, host_netns
         self._proxy_config, self._objects, self._reattach_pods = proxy, objects, reattach_pods
         self._proxier: modes.Proxy | None = None
+        self._facts: NodeFacts | None = None  # that the proxier knows
         self.health = HealthChecks(node)
         self.gateway: list[AnyOp] = []  # how the cable reaches the edge
         self._pod_cidr = ""
@@ -77,10 +79,11 @@ class NodeState:
             await self._network(node)
             await self._reattach_pods(links)
             self._pod_cidr = flannel.pod_cidr(decode(Node, node))
-            proxier = modes.make(self._proxy_config, facts_of(node), 4, flannel.tables(node))
+            facts = facts_of(node)
+            proxier = modes.make(self._proxy_config, facts, 4, flannel.tables(node))
             ops = proxier.changes(self._objects["Service"], self._objects["EndpointSlice"])
             await self._dataplane.apply([*SYSCTLS, *ops])
-            self._proxier = proxier
+            self._proxier, self._facts = proxier, facts
             services, slices = self._objects["Service"], self._objects["EndpointSlice"]
             self.health.change(services, slices, services, slices)
         if self._pod_cidr:
@@ -102,9 +105,10 @@ class NodeState:
             async with self._lock:
                 if by_kind["Node"]:
                     await self._network(node)
-                facts = facts_of(node) if self._node in by_kind["Node"] else None
-                ops = self._proxier.changes(by_kind["Service"], by_kind["EndpointSlice"], facts)
+                facts = facts_of(node)  # most changes of a Node are none to kube-proxy
+                ops = self._proxier.changes(by_kind["Service"], by_kind["EndpointSlice"], facts if facts != self._facts else None)
                 await self._dataplane.apply(ops)
+                self._facts = facts
                 self.health.change(
                     by_kind["Service"], by_kind["EndpointSlice"], self._objects["Service"], self._objects["EndpointSlice"]
                 )
