@@ -179,6 +179,17 @@ def connect(host: str, port: int, protocol: str, timeout: int) -> list[str]:
 # --- recording --------------------------------
 
 
+def addresses_to_watch(source: Source, nodes: dict[str, Json]) -> dict[str, list[str]]:
+    """Whose packets each node is to report: the source's, and those of any other node, as which it may have been masqueraded
+    on its way here. The edge sees the source as its own node."""
+    own = {name: node_addresses(node) for name, node in nodes.items()}
+    watched = {
+        name: [*source.addresses, *(address for other, found in own.items() if other != name for address in found)]
+        for name in own
+    }
+    return watched | {EDGE: [*source.addresses, *own.get(source.node, ())]}
+
+
 class Recorder:
     """The trace streams of all agents, while a `with` block runs. A node that cannot be reached is said, and left out."""
 
@@ -193,14 +204,12 @@ class Recorder:
     def __enter__(self) -> Recorder:
         started = []
         nodes = {node["metadata"]["name"]: node for node in self.session.nodes()}
-        addresses = {EDGE: node_addresses(nodes[self.source.node])} if self.source.node in nodes else {}  # masqueraded
+        watched = addresses_to_watch(self.source, nodes)
         agents = [(name, self.session.agent_at(node)) for name, node in nodes.items()]
         for name, agent in [*agents, *((EDGE, each) for each in self.session.edges())]:
             ready = threading.Event()
             channel = self._stack.enter_context(agent)
-            stream = channel.replies(
-                SERVICE, "Trace", TraceRequest([*self.source.addresses, *addresses.get(name, ())]), TraceBatch
-            )
+            stream = channel.replies(SERVICE, "Trace", TraceRequest(watched.get(name, self.source.addresses)), TraceBatch)
             self._stack.enter_context(stream)
             thread = threading.Thread(target=self._listen, args=(name, stream, ready), daemon=True)
             thread.start()
