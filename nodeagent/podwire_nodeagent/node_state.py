@@ -105,7 +105,7 @@ class NodeState:
             async with self._lock:
                 if by_kind["Node"]:
                     await self._network(node)
-                facts = facts_of(node)  # most changes of a Node are none to kube-proxy
+                facts = facts_of(node) if self._node in by_kind["Node"] else self._facts
                 ops = self._proxier.changes(by_kind["Service"], by_kind["EndpointSlice"], facts if facts != self._facts else None)
                 await self._dataplane.apply(ops)
                 self._facts = facts

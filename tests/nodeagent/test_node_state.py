@@ -48,9 +48,10 @@ class Dataplane:
         return self.stack.dump(what, 1.0)
 
     def content(self) -> dict[str, set[str]]:
-        """Without counters, which tell the histories of equal states apart."""
+        """Without counters and the chains' order, which tell the histories of equal states apart."""
         dumps = {what: self.stack.dump(what, 1.0) for what in HELD}
-        dumps["rules"] = [dump.table for dump in dumps["rules"]]
+        tables = [dump.table for dump in dumps["rules"]]
+        dumps["rules"] = [(t.name, t.family, sorted(t.chains, key=lambda chain: chain.name)) for t in tables]
         return {what: {repr(each) for each in (d.items() if isinstance(d, dict) else d)} for what, d in dumps.items()}
 
 
