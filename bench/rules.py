@@ -320,28 +320,32 @@ def plot(file: str, title: str, rows: list[dict[str, object]]) -> None:
 
     figure, grid = pyplot.subplots(2, 4, figsize=(17, 8), layout="constrained")
     panels = dict(zip(UNITS, grid.flat, strict=False))
-    colours = dict(zip(modes.MODES, ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#aa3377", "#66ccee"), strict=False))
     for metric, axes in panels.items():
-        for mode, colour in colours.items():
-            for side, line in (("podwire", "o-"), ("kernel", "s--")):
-                points = [
-                    (int(n), row[side])
-                    for row in rows
-                    if row["metric"] == metric
-                    for m, n in [str(row["case"]).split()]
-                    if m == mode
-                ]
-                known = [(n, value) for n, value in points if value is not None]
-                if known:
-                    axes.plot(*zip(*known, strict=True), line, color=colour, markersize=4, label=f"{side}, {mode}", alpha=0.9)
+        draw(axes, [row for row in rows if row["metric"] == metric])
         axes.set(xscale="log", yscale="log", title=f"{metric} ({UNITS[metric]})", xlabel="Services, 2 endpoints each")
+        axes.set_xticks(SIZES, [f"{size:,}".replace(",", " ") for size in SIZES], rotation=45)
+        axes.minorticks_off()
         axes.grid(alpha=0.3)
-    panels["memory"].set(yscale="linear", ylim=(0, None))
+        axes.yaxis.set_major_formatter("{x:g}")
+    for metric in ("known", "memory"):
+        panels[metric].set(yscale="linear", ylim=(0, None))
+    panels["first-packet"].set(ylim=(1, None))
     legend = grid.flat[len(panels)]
     legend.axis("off")
     legend.legend(*panels["first-packet"].get_legend_handles_labels(), loc="center", fontsize=11)
     figure.suptitle(f"{title}, {time.strftime('%Y-%m-%d')}: kube-proxy's modes; dashed: the Linux kernel with the same rules")
     figure.savefig(file, dpi=110)
+
+
+def draw(axes, rows: list[dict[str, object]]) -> None:
+    colours = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#aa3377", "#66ccee")
+    for number, mode in enumerate(modes.MODES):
+        for side, line in (("podwire", "o-"), ("kernel", "s--")):
+            cases = [(*str(row["case"]).split(), row[side]) for row in rows]
+            points = [(int(size), value) for name, size, value in cases if name == mode and value is not None]
+            if points:
+                colour = colours[number % len(colours)]
+                axes.plot(*zip(*points, strict=True), line, color=colour, markersize=4, label=f"{side}, {mode}")
 
 
 if __name__ == "__main__":

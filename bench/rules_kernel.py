@@ -105,7 +105,7 @@ class KernelRules:
             subprocess.run(["ip", "netns", "del", name], check=True)  # of a run that was killed
         self._name = name
         self._node = KernelNode(Path(self._path), ops)
-        self._into, self._out = self._node._fds[into], self._node._fds[out]
+        self._into, self._out = self._node.fd(into), self._node.fd(out)
         self._directory = tempfile.TemporaryDirectory(prefix="rl-")
         self._environment = os.environ | {
             "XTABLES_LOCKFILE": f"{self._directory.name}/lock"
