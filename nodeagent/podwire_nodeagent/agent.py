@@ -92,12 +92,19 @@ class Agent:
         self._prepare_host_namespace()
         async with rpc.connect(self._config.api) as api, trio.open_nursery() as nursery:
             mirror = rpc.Mirror(api, self._selections())
+            recorder = Recorder(api, "kubelet", self._config.node)
+            proxy_recorder = Recorder(api, "kube-proxy", self._config.node)
             state = NodeState(
-                self._config.node, self._dataplane, self._host_netns, self._config.proxy, mirror.objects, self._pods.reattach
+                self._config.node,
+                self._dataplane,
+                self._host_netns,
+                self._config.proxy,
+                mirror.objects,
+                self._pods.reattach,
+                lambda message: proxy_recorder(state.node_object or {}, "Warning", "FailedToLoadConfiguration", message),
             )
             state.gateway = network.gateway_peer(self._config.edge)
             health = HealthServer(self._host_netns, state.health, lambda: state.node_object)
-            recorder = Recorder(api, "kubelet", self._config.node)
             kubelet = self._kubelet(api, recorder)
             await nursery.start(relay.serve, str(self._dir / "api.sock"), self._config.api)
             nursery.start_soon(registration.register, api, self._config.identity())
@@ -107,6 +114,7 @@ class Agent:
             nursery.start_soon(registration.renew_lease, api, self._config.node)
             nursery.start_soon(mirror.run)
             nursery.start_soon(recorder.run)
+            nursery.start_soon(proxy_recorder.run)
             nursery.start_soon(self._follow, mirror, state, health)
             nursery.start_soon(health.run)
             nursery.start_soon(self._keep_datapath, state)

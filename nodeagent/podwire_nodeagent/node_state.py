@@ -26,8 +26,8 @@ from podwire_core.rpc import Change
 from podwire_nodeagent import network
 from podwire_nodeagent.datapath_process import Dataplane
 from podwire_nodeagent.node_rules import SYSCTLS, facts_of
-from podwire_nodeagent.proxy import modes
-from podwire_nodeagent.proxy.config import ProxyConfiguration
+from podwire_nodeagent.proxy import live, modes
+from podwire_nodeagent.proxy.config import ConfigurationError, ProxyConfiguration
 from podwire_nodeagent.proxy.health import HealthChecks
 from podwire_nodeagent.proxy.model import NodeFacts
 
@@ -42,7 +42,8 @@ KINDS = ("Node", "Service", "EndpointSlice")
 
 class NodeState:
     """`objects` is the live copy (rpc.Mirror.objects); `reattach_pods` gives the datapath the TAPs of those pods whose links it
-    lacks."""
+    lacks; `proxy` is what kube-proxy is started with, which objects may change (proxy/live.py); `complain` is told of a wrong
+    configuration, once."""
 
     def __init__(
         self,
@@ -52,9 +53,11 @@ class NodeState:
         proxy: ProxyConfiguration,
         objects: Mapping[str, Mapping[str, Json]],
         reattach_pods: Reattach,
+        complain: Callable[[str], None] = lambda message: None,
     ) -> None:
         self._node, self._dataplane, self._host_netns = node, dataplane, host_netns
-        self._proxy_config, self._objects, self._reattach_pods = proxy, objects, reattach_pods
+        self._started_with, self._objects, self._reattach_pods = proxy, objects, reattach_pods
+        self._proxy_config, self._complain, self._complaint = proxy, complain, ""
         self._proxier: modes.Proxy | None = None
         self._facts: NodeFacts | None = None  # that the proxier knows
         self.health = HealthChecks(node)
@@ -80,6 +83,7 @@ class NodeState:
             await self._reattach_pods(links)
             self._pod_cidr = flannel.pod_cidr(decode(Node, node))
             facts = facts_of(node)
+            self._proxy_config = self._wanted_configuration(node)
             proxier = modes.make(self._proxy_config, facts, 4, flannel.tables(node))
             ops = proxier.changes(self._objects["Service"], self._objects["EndpointSlice"])
             await self._dataplane.apply([*SYSCTLS, *ops])
@@ -94,7 +98,8 @@ class NodeState:
         node = self.node_object
         if node is None:
             return
-        if self._proxier is None or self._pod_cidr != flannel.pod_cidr(decode(Node, node)):
+        same = self._pod_cidr == flannel.pod_cidr(decode(Node, node)) and self._proxy_config == self._wanted_configuration(node)
+        if self._proxier is None or not same:
             await self.restate()
             return
         by_kind: dict[str, dict[str, Json | None]] = {kind: {} for kind in KINDS}
@@ -117,6 +122,18 @@ class NodeState:
             await self.restate()
 
     # --- parts --------------------------------
+
+    def _wanted_configuration(self, node: Json) -> ProxyConfiguration:
+        """What the objects say now; what is in force where they say it wrongly."""
+        try:
+            config_map = self._objects.get("ConfigMap", {}).get(live.CONFIG_MAP)
+            wanted, complaint = live.configuration(self._started_with, config_map, node), ""
+        except ConfigurationError as error:
+            wanted, complaint = self._proxy_config, f"kube-proxy goes on as it was: {error}"
+        if complaint and complaint != self._complaint:
+            self._complain(complaint)
+        self._complaint = complaint
+        return wanted
 
     async def _attach_host(self, links: Sequence[LinkInfo]) -> None:
         if any(link.name == network.HOST_LINK and link.attached for link in links):
