@@ -17,8 +17,9 @@ system call each and ours do not (see `known`); its `load` and `apply` are the s
 tool's start, and its `add` likewise. Modes whose state has no text (IPVS, eBPF maps) have no kernel's side: kernel is null. So it
 is where a kernel's load takes longer than LOAD_BOUND: then that N and larger ones are left out, and said so on stderr.
 
-Frames have distinct source ports; connections are forgotten between rounds; the two sides take turns (common.paired). Garbage
-collection is set as the datapath process sets it. Namespaces begin with rl-. Needs root, iproute2, iptables, nftables, conntrack.
+Frames have distinct source ports; connections are forgotten between rounds; the two sides take turns (common.paired). A round's
+figure is the median of runs of 20 frames: other processes' turns and full garbage collections, set as the datapath process sets
+them, are mostly not in it. Namespaces begin with rl-. Needs root, iproute2, iptables, nftables, conntrack.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from __future__ import annotations
 import argparse
 import gc
 import random
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -44,7 +46,7 @@ from support.stack_node import StackNode
 from podwire_core import netlink
 from podwire_core.netlink import AddrAdd, AnyOp, LinkAdd, NeighAdd, RouteAdd
 from podwire_nodeagent.datapath.chooser import RandomChooser
-from podwire_nodeagent.datapath.stack import Stack
+from podwire_nodeagent.datapath.stack import Emit, Stack
 from podwire_nodeagent.proxy import modes
 from podwire_nodeagent.proxy.config import ProxyConfiguration
 from podwire_nodeagent.proxy.model import NodeFacts
@@ -52,7 +54,7 @@ from podwire_nodeagent.proxy.model import NodeFacts
 SIZES = (10, 100, 1000, 5000, 10_000, 20_000)
 QUICK = 1000  # the largest N of --quick
 LOAD_BOUND = 45.0  # seconds for a load by the kernel's tools
-FRAMES = 400  # a round
+FRAMES, RUN = 400, 20  # a round, and what is timed at once of it
 MEMORY_FROM = 1000  # fewer Services drown in what the process needs anyway
 DAY = 86400.0  # after which no connection is known
 
@@ -131,6 +133,7 @@ class Podwire:
     mode: str
     stack: Stack = field(default_factory=new_stack)
     now: float = DAY
+    emits: list[Emit] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.proxy = modes.make(ProxyConfiguration(mode=self.mode), NODE)
@@ -152,22 +155,26 @@ class Podwire:
         self.stack.apply(received(message(ops)), self.now)
         return ops, time.perf_counter() - began
 
-    def send(self, frames: list[bytearray]) -> float:
-        """Seconds for all. Each must leave for a backend."""
+    def send(self, frames: list[bytearray]) -> None:
+        receive, index, now = self.stack.receive, self._port, self.now
+        for frame in frames:
+            self.emits += receive(index, frame, now)
+
+    def check(self, count: int) -> None:
+        """That so many frames left for backends, since it was last asked."""
+        sent, self.emits = self.emits, []
+        if len(sent) != count or any(bytes(frame[40:41]) != BACKENDS or frame[41] < 128 for _, frame, _ in sent):
+            raise RuntimeError(f"{self.mode}: {len(sent)} of {count} frames came through the stack, or not to a backend")
+
+    def forget(self) -> None:
+        """All connections."""
         self.now += DAY
         self.stack.tick(self.now)
-        receive, index, now, emits = self.stack.receive, self._port, self.now, []
-        began = time.perf_counter()
-        for frame in frames:
-            emits += receive(index, frame, now)
-        took = time.perf_counter() - began
-        if len(emits) != len(frames) or any(bytes(frame[40:41]) != BACKENDS or frame[41] < 128 for _, frame, _ in emits):
-            raise RuntimeError(f"{self.mode}: {len(emits)} of {len(frames)} frames came through the stack, or not to a backend")
-        return took
 
     def evaluated(self, frame: bytearray) -> int:
         self.stack.trace(netlink.Subscribe(1))
         self.send([frame])
+        self.check(1)
         self.stack.trace(None)
         hops, self.stack.traced = list(self.stack.traced), []
         return sum(step.evaluated for hop in hops for step in hop.steps)
@@ -248,7 +255,7 @@ def measure_size(mode: str, size: int, pairs: int, kernel: bool) -> tuple[Found,
     theirs = None
     try:
         if kernel and given is not None and adds is not None and removes is not None:
-            theirs = KernelRules(f"rl-{mode}", LINKS, "vethpod", "eth0")
+            theirs = KernelRules(mode, LINKS, "vethpod", "eth0")
             try:
                 found.kernel["load"] = found.kernel["apply"] = [theirs.load(given, LOAD_BOUND) * 1e3]
                 theirs.wait_until_up(frames_to("", 1, known=True)[0], BACKENDS)
@@ -278,8 +285,8 @@ def repeat(
     def podwire() -> dict[str, float]:
         added = ours.change(more.services, more.slices)[1]
         ours.change(*more.absent)
-        first = ours.send(frames_to(destination, FRAMES))
-        return {"add": added * 1e3, "first-packet": first / FRAMES * 1e6, "known": ours.send(known()) / FRAMES * 1e6}
+        ours.forget()
+        return {"add": added * 1e3} | both(ours.send, ours.check)
 
     def kernel() -> dict[str, float]:
         if theirs is None:
@@ -287,15 +294,27 @@ def repeat(
         added = theirs.load(deltas[0], LOAD_BOUND)
         theirs.load(deltas[1], LOAD_BOUND)
         theirs.forget()
-        first = theirs.send(frames_to(destination, FRAMES), BACKENDS)
-        return {"add": added * 1e3, "first-packet": first / FRAMES * 1e6, "known": theirs.send(known(), BACKENDS) / FRAMES * 1e6}
+        return {"add": added * 1e3} | both(theirs.send, lambda count: theirs.check(count, BACKENDS))
 
-    def known() -> list[bytearray]:
-        return frames_to("", FRAMES, known=True)
+    def both(send: Callable[[list[bytearray]], None], check: Callable[[int], None]) -> dict[str, float]:
+        known = frames_to("", FRAMES, known=True)
+        return {"first-packet": timed(send, check, frames_to(destination, FRAMES)), "known": timed(send, check, known)}
 
     mine, its = paired(podwire, kernel, pairs)
     found.podwire |= mine
     found.kernel |= its
+
+
+def timed(send: Callable[[list[bytearray]], None], check: Callable[[int], None], frames: list[bytearray]) -> float:
+    """µs a frame: the median of runs of RUN frames, so that whatever interrupts one of them does not count."""
+    runs = []
+    for at in range(0, len(frames), RUN):
+        run = frames[at : at + RUN]
+        began = time.perf_counter()
+        send(run)
+        runs.append((time.perf_counter() - began) / len(run) * 1e6)
+    check(len(frames))
+    return statistics.median(runs)
 
 
 def measure(args: argparse.Namespace) -> Iterator[Row]:
@@ -304,7 +323,7 @@ def measure(args: argparse.Namespace) -> Iterator[Row]:
         if args.quick and size > QUICK:
             break
         for mode in modes.MODES:
-            found, left_out = measure_size(mode, size, 5 if args.quick else 9, kernel=mode not in too_slow)
+            found, left_out = measure_size(mode, size, 5 if args.quick else 11, kernel=mode not in too_slow)
             if left_out:
                 too_slow.add(mode)
                 print(f"kernel, {mode}, {size} Services and more: left out, {left_out}", file=sys.stderr)
