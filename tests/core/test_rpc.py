@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import threading
+import time
 
 import pytest
 import trio
@@ -241,3 +243,36 @@ def test_addresses_that_cannot_be_served_say_why(tmp_path):
         assert "another server is listening there" in await listen(address)
 
     serving(second, tmp_path)
+
+
+def relay(listener: socket.socket, path: str, after: float) -> None:
+    """One connection, accepted late, its bytes passed on to the socket at `path` and back."""
+    time.sleep(after)  # the server's slowness is what is tested
+    client, _ = listener.accept()
+    with client, socket.socket(socket.AF_UNIX) as server:
+        server.connect(path)
+        other = {client: server, server: client}
+        while True:
+            for ready in select.select([client, server], [], [])[0]:
+                data = ready.recv(65_536)
+                if not data:
+                    return
+                other[ready].sendall(data)
+
+
+def test_a_server_may_be_slow_to_greet_a_connection(tmp_path):
+    def call(slow: str) -> Text:
+        with rpc.SyncChannel(slow) as channel:
+            return channel.call(SERVICE, "Echo", Text("late"), Text)
+
+    async def test(address: str, endless: Endless) -> None:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(f"{tmp_path}/slow.sock")
+            listener.listen()
+            thread = threading.Thread(target=relay, args=(listener, address.removeprefix("unix:"), 0.5), daemon=True)
+            thread.start()
+            reply = await trio.to_thread.run_sync(call, f"unix:{tmp_path}/slow.sock")
+            await trio.to_thread.run_sync(thread.join)
+        assert reply.text == "LATE"
+
+    serving(test, tmp_path)

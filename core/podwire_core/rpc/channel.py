@@ -1,6 +1,7 @@
 """How our gRPC channels and servers are set up, and how an ApiError crosses them. Shared by clients and servers.
 
-Rules it keeps: an address is "unix:/path" or "host:port". A lost server is found again within half a second (reconnect back-off).
+Rules it keeps: an address is "unix:/path" or "host:port". A lost server is found again within half a second (reconnect back-off);
+one that takes its time to greet a new connection, as on a busy machine, has seconds for it.
 A peer that vanished without a word is noticed by keepalive within about 15 seconds. A port in use is an error: gRPC's
 default, SO_REUSEPORT, would let two servers share one silently.
 """
@@ -35,7 +36,7 @@ _COMMON = [
 CLIENT_OPTIONS = [
     *_COMMON,
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 5_000),  # despite its name: what an attempt to connect may take
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.use_local_subchannel_pool", 1),  # a new client tries at once, whatever back-off another one is in
     ("grpc.enable_http_proxy", 0),
