@@ -17,9 +17,10 @@ system call each and ours do not (see `known`); its `load` and `apply` are the s
 tool's start, and its `add` likewise. Modes whose state has no text (IPVS, eBPF maps) have no kernel's side: kernel is null. So it
 is where a kernel's load takes longer than LOAD_BOUND: then that N and larger ones are left out, and said so on stderr.
 
-Frames have distinct source ports; connections are forgotten between rounds; the two sides take turns (common.paired). A round's
-figure is the median of runs of 20 frames: other processes' turns and full garbage collections, set as the datapath process sets
-them, are mostly not in it. Namespaces begin with rl-. Needs root, iproute2, iptables, nftables, conntrack.
+Frames have distinct source ports; connections are forgotten between rounds; the two sides take turns (common.paired). A packet's
+time is CPU time, the median of runs of 20 frames a round: without other processes' turns and most garbage collections, which
+are set as the datapath process sets them. The other times are by the clock; `load` and `apply` are of one run. Namespaces begin
+with rl-. Needs root, iproute2, iptables, nftables, conntrack.
 """
 
 from __future__ import annotations
@@ -306,13 +307,13 @@ def repeat(
 
 
 def timed(send: Callable[[list[bytearray]], None], check: Callable[[int], None], frames: list[bytearray]) -> float:
-    """µs a frame: the median of runs of RUN frames, so that whatever interrupts one of them does not count."""
+    """µs of CPU time a frame (of either side all work is done within the call): the median of runs of RUN frames."""
     runs = []
     for at in range(0, len(frames), RUN):
         run = frames[at : at + RUN]
-        began = time.perf_counter()
+        began = time.thread_time()
         send(run)
-        runs.append((time.perf_counter() - began) / len(run) * 1e6)
+        runs.append((time.thread_time() - began) / len(run) * 1e6)
     check(len(frames))
     return statistics.median(runs)
 
