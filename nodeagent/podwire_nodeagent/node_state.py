@@ -25,7 +25,7 @@ from podwire_core.objects import Json, Node, decode
 from podwire_core.rpc import Change
 from podwire_nodeagent import network
 from podwire_nodeagent.datapath_process import Dataplane
-from podwire_nodeagent.node_rules import SYSCTLS, facts_of
+from podwire_nodeagent.node_rules import facts_of, sysctls_of
 from podwire_nodeagent.proxy import modes
 from podwire_nodeagent.proxy.config import ProxyConfiguration
 
@@ -34,6 +34,9 @@ HOST_DEV = "eth0"
 # The host namespace holds the node's addresses, but packets to them must cross the datapath like all others (a Service may
 # have turned their answers round): its own local table is asked for arriving packets and for 127/8 only.
 HOST_RULES = f"rule add pref 10 iif {HOST_DEV} lookup local\nrule add pref 11 to 127.0.0.0/8 lookup local\nrule del pref 0\n"
+HOST_RULES6 = HOST_RULES.replace("127.0.0.0/8", "::1/128")
+# Its neighbours are the datapath alone, told and not discovered.
+HOST_SYSCTLS6 = {"accept_ra": "0", "addr_gen_mode": "1", "dad_transmits": "0", "router_solicitations": "0"}
 Reattach = Callable[[Sequence[LinkInfo]], Awaitable[None]]
 KINDS = ("Node", "Service", "EndpointSlice")
 
@@ -53,8 +56,8 @@ class NodeState:
     ) -> None:
         self._node, self._dataplane, self._host_netns = node, dataplane, host_netns
         self._proxy_config, self._objects, self._reattach_pods = proxy, objects, reattach_pods
-        self._proxier: modes.Proxy | None = None
-        self._pod_cidr = ""
+        self._proxiers: dict[int, modes.Proxy] = {}  # by family
+        self._pod_cidrs: tuple[str, ...] = ()
         self._host_batch = ""
         self._lock = trio.Lock()
         self.networked = trio.Event()  # the node has its podCIDR and its links: pods can be attached
@@ -73,12 +76,17 @@ class NodeState:
             await self._attach_host(links)
             await self._network(node)
             await self._reattach_pods(links)
-            self._pod_cidr = flannel.pod_cidr(decode(Node, node))
-            proxier = modes.make(self._proxy_config, facts_of(node), 4, flannel.tables(node))
-            ops = proxier.changes(self._objects["Service"], self._objects["EndpointSlice"])
-            await self._dataplane.apply([*SYSCTLS, *ops])
-            self._proxier = proxier
-        if self._pod_cidr:
+            self._pod_cidrs = _pod_cidrs(node)
+            proxiers = {
+                family: modes.make(self._proxy_config, facts_of(node), family, flannel.tables(node, family))
+                for family in flannel.families(decode(Node, node)) or (4,)
+            }
+            ops: list[AnyOp] = [*sysctls_of(node)]
+            for proxier in proxiers.values():
+                ops += proxier.changes(self._objects["Service"], self._objects["EndpointSlice"])
+            await self._dataplane.apply(ops)
+            self._proxiers = proxiers
+        if self._pod_cidrs:
             self.networked.set()
 
     async def take(self, changes: Sequence[Change]) -> None:
@@ -86,7 +94,7 @@ class NodeState:
         node = self.node_object
         if node is None:
             return
-        if self._proxier is None or self._pod_cidr != flannel.pod_cidr(decode(Node, node)):
+        if not self._proxiers or self._pod_cidrs != _pod_cidrs(node):
             await self.restate()
             return
         by_kind: dict[str, dict[str, Json | None]] = {kind: {} for kind in KINDS}
@@ -98,7 +106,9 @@ class NodeState:
                 if by_kind["Node"]:
                     await self._network(node)
                 facts = facts_of(node) if self._node in by_kind["Node"] else None
-                ops = self._proxier.changes(by_kind["Service"], by_kind["EndpointSlice"], facts)
+                ops: list[AnyOp] = []
+                for proxier in self._proxiers.values():
+                    ops += proxier.changes(by_kind["Service"], by_kind["EndpointSlice"], facts)
                 await self._dataplane.apply(ops)
         except NetlinkError as error:
             log.error("the datapath refused an update, everything is stated again: %s", error)
@@ -130,6 +140,11 @@ class NodeState:
             self._host_batch = batch
 
 
+def _pod_cidrs(node: Json) -> tuple[str, ...]:
+    decoded = decode(Node, node)
+    return tuple(flannel.pod_cidr(decoded, family) for family in flannel.families(decoded))
+
+
 # --- the host namespace: blocking, called in threads --------------------------------
 
 
@@ -143,13 +158,17 @@ def _host_tap(namespace: Path) -> int:
     for name in ("all.rp_filter", f"{HOST_DEV}.rp_filter"):
         netns.set_sysctl(namespace, f"net.ipv4.conf.{name}", "0")
     netns.set_sysctl(namespace, f"net.ipv4.conf.{HOST_DEV}.accept_local", "1")
+    for name, value in HOST_SYSCTLS6.items():
+        netns.set_sysctl(namespace, f"net.ipv6.conf.{HOST_DEV}.{name}", value)
     _run_ip(namespace, HOST_RULES)
+    _ip(namespace, ["-6", "-batch", "-"], HOST_RULES6)
     return fd
 
 
 def _host_routes(namespace: Path) -> list[Json]:
-    text = _ip(namespace, ["-json", "route", "show", "dev", HOST_DEV])
-    routes: list[Json] = json.loads(text or "[]")
+    routes: list[Json] = []
+    for family in ("-4", "-6"):
+        routes += json.loads(_ip(namespace, [family, "-json", "route", "show", "dev", HOST_DEV]) or "[]")
     return routes
 
 
