@@ -23,7 +23,7 @@ from podwire_nodeagent import network
 from podwire_nodeagent.datapath.chooser import Chooser
 from podwire_nodeagent.datapath.stack import Stack
 from podwire_nodeagent.datapath.wire import ARP_REPLY, ARP_REQUEST, Buffer, address_text, mac_bytes
-from podwire_nodeagent.node_rules import SYSCTLS, facts_of
+from podwire_nodeagent.node_rules import facts_of, sysctls_of
 from podwire_nodeagent.proxy import modes
 from podwire_nodeagent.proxy.config import ProxyConfiguration
 
@@ -57,7 +57,7 @@ class SimulatedNode:
         self.pods: dict[int, PodEnd] = {}  # by the stack's end of the link
         self.neighbours: dict[tuple[int, str], bytes] = {}  # what pods learned by ARP
         desired = flannel.desired(node, nodes, gateway=OUTSIDE)
-        self.stack.apply([network.host_link(), *desired, *SYSCTLS], 0.0)
+        self.stack.apply([network.host_link(), *desired, *sysctls_of(node)], 0.0)
         self.host = self.stack.link_index(network.HOST_LINK)
         self._add_pods(list(pods))
         self.stack.apply(list(self._stray_routes(elsewhere)), 0.0)
@@ -65,8 +65,9 @@ class SimulatedNode:
 
     def program(self, config: ProxyConfiguration, services: Mapping[str, Json], slices: Mapping[str, Json]) -> None:
         """kube-proxy's rules, composed with the CNI backend's."""
-        proxier = modes.make(config, facts_of(self.object), 4, flannel.tables(self.object))
-        self.stack.apply(proxier.changes(services, slices), 0.0)
+        for family in flannel.families(decode(Node, self.object)):
+            proxier = modes.make(config, facts_of(self.object), family, flannel.tables(self.object, family))
+            self.stack.apply(proxier.changes(services, slices), 0.0)
 
     @property
     def uplink(self) -> int:
@@ -116,11 +117,12 @@ class SimulatedNode:
 
     def _stray_routes(self, elsewhere: Iterable[Json]) -> Iterable[AnyOp]:
         """Pods of other nodes with addresses that their node's network does not hold."""
-        peers = {node["metadata"]["name"]: peer for node in self.nodes if (peer := flannel.Peer.of(node)) and peer.pod_cidr}
+        peers = {node["metadata"]["name"]: flannel.Peer.of(node) for node in self.nodes}
         for pod in elsewhere:
             peer = peers.get(pod["spec"].get("nodeName") or "")
-            if peer and ipaddress.IPv4Address(address_of(pod)) not in ipaddress.IPv4Network(peer.pod_cidr):
-                yield RouteAdd(f"{address_of(pod)}/32", dev=flannel.VTEP, via=peer.vtep_ip, onlink=True, replace=True)
+            end = next((each for each in peer.ends if each.family == 4 and each.pod_cidr), None) if peer else None
+            if end and ipaddress.IPv4Address(address_of(pod)) not in ipaddress.IPv4Network(end.pod_cidr):
+                yield RouteAdd(f"{address_of(pod)}/32", dev=flannel.VTEPS[4], via=end.vtep_ip, onlink=True, replace=True)
 
     def pod_end(self, pod: str) -> PodEnd | None:
         return next((end for end in self.pods.values() if end.pod == pod), None)
