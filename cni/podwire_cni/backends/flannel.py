@@ -140,6 +140,10 @@ def families(node: Node) -> tuple[int, ...]:
     return tuple(family for family in FAMILIES if pod_cidr(node, family))
 
 
+def has_tunnel(node: Node, family: int) -> bool:
+    return bool(pod_cidr(node, family) and internal_ip(node, family))
+
+
 # --- the node's links, addresses, routes --------------------------------
 
 
@@ -158,7 +162,7 @@ def desired(
     ops += _own_network(own)
     peers = [Peer.of(obj) for obj in nodes if obj["metadata"]["name"] != own.metadata.name]
     for peer in sorted((p for p in peers if p is not None), key=lambda p: p.ends[0].node_ip):
-        ops += _peer(peer, families(own), cable)
+        ops += _peer(peer, tuple(family for family in FAMILIES if has_tunnel(own, family)), cable)
     return ops
 
 
@@ -188,7 +192,7 @@ def _own_network(node: Node) -> list[AnyOp]:
         if not ops:
             ops.append(LinkAdd(BRIDGE, "bridge", mac=mac_of(gateway), mtu=POD_MTU, replace=True))
         ops.append(AddrAdd(BRIDGE, f"{gateway}/{network.prefixlen}", replace=True))
-        if node_ip:
+        if has_tunnel(node, family):
             mac, local = mac_of(node_ip, VTEP_MAC[family]), node_ip
             tunnels += [
                 LinkAdd(vtep, "vxlan", mac=mac, mtu=POD_MTU, vni=VXLAN_VNI, local=local, dstport=VXLAN_PORT, replace=True),
