@@ -452,3 +452,16 @@ def test_a_pod_without_the_family_gets_nowhere():
     objects = [*dual((4,)), pod6("client", "node1")]
     [found] = check(objects, [{"from": {"pod": "default/client"}, "to": {"ip": "fd00:10:96::9"}, "port": 80}])
     assert (found["verdict"], found["destinations"]) == ("dropped", [])
+
+
+def test_a_service_that_needs_both_families_makes_the_cluster_dual():
+    service = web6(ipFamilyPolicy="RequireDualStack")
+    bare = [{"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}} for name in ("node1", "node2")]
+    objects = [pod6("client", "node1"), pod6("web", "node2", app="web"), service, *bare]
+    flows = [
+        {"from": {"pod": "default/client"}, "to": {"service": "default/web"}, "port": 80},
+        {"from": {"node": "node1"}, "to": {"ip": "fd00:192:168:1::12"}, "port": 30080},
+    ]
+    found = check(objects, flows)
+    assert [each["verdict"] for each in found] == ["delivered", "delivered"]
+    assert [":" in each["destinations"][0]["ip"] for each in found] == [False, True]
