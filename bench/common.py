@@ -26,6 +26,7 @@ from support.live import Nodes, inside, mac_of
 
 PREFIX = "bn"
 Measure = Callable[[], dict[str, float]]
+Draw = Callable[[str, str, list[dict[str, object]]], None]  # file, title, rows
 
 
 @dataclass
@@ -41,7 +42,7 @@ class Way:
 
 @dataclass
 class Row:
-    """One line of output."""
+    """One line of output. `kernel` empty: it was not measured, or has nothing alike."""
 
     case: str
     metric: str
@@ -50,9 +51,9 @@ class Row:
     kernel: list[float]
 
     def data(self, bench: str) -> dict[str, object]:
-        ratios = sorted(p / k for p, k in zip(self.podwire, self.kernel, strict=True) if k)
-        podwire, kernel = statistics.median(self.podwire), statistics.median(self.kernel)
-        ratio = {"ratio": podwire / kernel, "low": ratios[0], "high": ratios[-1]} if ratios else {}
+        ratios = sorted(p / k for p, k in zip(self.podwire, self.kernel, strict=True) if k) if self.kernel else []
+        podwire, kernel = statistics.median(self.podwire), statistics.median(self.kernel) if self.kernel else None
+        ratio = {"ratio": podwire / kernel, "low": ratios[0], "high": ratios[-1]} if kernel else {}
         about = {"bench": bench, "case": self.case, "metric": self.metric, "unit": self.unit}
         figures = {"podwire": podwire, "kernel": kernel, "ratio": None, "low": None, "high": None, **ratio}
         return about | {name: value and round(value, 3) for name, value in figures.items()} | {"pairs": len(ratios)}
@@ -161,9 +162,9 @@ def paired(podwire: Measure, kernel: Measure, pairs: int) -> tuple[dict[str, lis
     return found
 
 
-def main(bench: str, about: str, measure: Callable[[argparse.Namespace], Iterator[Row]]) -> None:
-    """Parse options, print a JSON line a row as soon as it is there, draw the plot."""
-    parser = argparse.ArgumentParser(description=about)
+def main(bench: str, about: str, measure: Callable[[argparse.Namespace], Iterator[Row]], draw: Draw | None = None) -> None:
+    """Parse options, print a JSON line a row as soon as it is there, draw the plot (`plot`, or a benchmark's own)."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer, shorter pairs: at most 45 s")
     parser.add_argument("--plot", metavar="FILE", help="draw the rows with matplotlib")
     args = parser.parse_args()
@@ -174,11 +175,11 @@ def main(bench: str, about: str, measure: Callable[[argparse.Namespace], Iterato
         rows.append(row.data(bench))
         print(json.dumps(rows[-1]), flush=True)
     if args.plot:
-        plot(args.plot, bench, rows)
+        plot(args.plot, bench, rows, draw)
 
 
-def plot(file: str, title: str, rows: list[dict[str, object]]) -> None:
-    """Ratio to the kernel of each row, with its range."""
+def plot(file: str, title: str, rows: list[dict[str, object]], draw: Draw | None = None) -> None:
+    """With `draw`, by default `draw_ratios`, if matplotlib is there."""
     os.environ.setdefault("MPLCONFIGDIR", tempfile.gettempdir())
     try:
         import matplotlib
@@ -186,6 +187,11 @@ def plot(file: str, title: str, rows: list[dict[str, object]]) -> None:
         print("no plot: matplotlib is not installed (pip install 'podwire[bench]')", file=sys.stderr)
         return
     matplotlib.use("svg" if file.endswith(".svg") else "agg")
+    (draw or draw_ratios)(file, title, rows)
+
+
+def draw_ratios(file: str, title: str, rows: list[dict[str, object]]) -> None:
+    """Ratio to the kernel of each row, with its range."""
     from matplotlib import pyplot
 
     rows = [row for row in rows if row["ratio"] is not None]

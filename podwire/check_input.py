@@ -14,6 +14,8 @@ from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
 from podwire.simulation.node import addresses_of
 from podwire_apiserver import admission, validation
 from podwire_apiserver.controllers.endpoints import target_port
@@ -111,6 +113,9 @@ class World:
         self.kinds: dict[str, dict[str, Json]] = {}
         for obj in settle([each for each in given if each["kind"] != PROXY_KIND]):
             self.kinds.setdefault(obj["kind"], {})[key_of(obj)] = obj
+        ranges = tuple(cidr for obj in self.of("ServiceCIDR").values() for cidr in obj["spec"].get("cidrs") or ())
+        if ranges:
+            self.config = msgspec.structs.replace(self.config, service_cidrs=ranges)
         self.nodes = {name: _published(node) for name, node in self.kinds["Node"].items()}
         for name, node in self.nodes.items():
             if not any(flannel.internal_ip(decode(Node, node), family) for family in flannel.FAMILIES):

@@ -63,7 +63,8 @@ def up(config: Config, report: Report, timeout: float = 60.0) -> Config:
 
 def _make_run_dir(directory: Path, config: Config) -> None:
     try:
-        for path in (directory, directory / "log", directory / "apiserver", *(directory / node for node in config.node_names())):
+        names = ("log", "apiserver", "edge", *config.node_names())
+        for path in (directory, *(directory / name for name in names)):
             path.mkdir(mode=0o755, parents=True, exist_ok=True)
         (directory / "cluster.json").write_bytes(msgspec.json.encode(config))
     except OSError as error:

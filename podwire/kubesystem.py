@@ -6,7 +6,7 @@ kubeadm's, so that what books and scripts say of them holds.
 
 from __future__ import annotations
 
-from podwire_core.constants import CLUSTER_DOMAIN, DNS_IP, DNS_IP6
+from podwire_core.constants import CLUSTER_DOMAIN, DNS_IP, DNS_IP6, POD_CIDR, POD_CIDR6
 from podwire_core.objects import Json
 
 NAMESPACE = "kube-system"
@@ -36,9 +36,17 @@ COREFILE = f"""\
 """
 
 
+KUBE_PROXY = f"""\
+apiVersion: kubeproxy.config.k8s.io/v1alpha1
+kind: KubeProxyConfiguration
+mode: ""  # as `podwire up --proxy` said; iptables, nftables, ipvs or ebpf puts all nodes on that, without a restart
+clusterCIDR: {POD_CIDR},{POD_CIDR6}
+"""
+
+
 def before_nodes(families: tuple[int, ...] = (4,)) -> list[Json]:
     """What nodes may find when they come."""
-    return [_config(), _service(families)]
+    return [_config(), _proxy_config(), _service(families)]
 
 
 def after_nodes(replicas: int = 2) -> list[Json]:
@@ -52,6 +60,15 @@ def _meta(name: str, **more: object) -> Json:
 
 def _config() -> Json:
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": _meta("coredns"), "data": {"Corefile": COREFILE}}
+
+
+def _proxy_config() -> Json:
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": _meta("kube-proxy", labels={"app": "kube-proxy"}),
+        "data": {"config.conf": KUBE_PROXY},
+    }
 
 
 def _service(families: tuple[int, ...]) -> Json:

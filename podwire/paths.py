@@ -41,6 +41,7 @@ class Config(Struct):
     slot: int = 0
     created: float = 0.0
     version: str = ""
+    edge: bool = True
     ip_family: str = "ipv4"
 
     @property

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from podwire import userns
 from podwire.paths import ClusterError
-from podwire.supervisor import underlay
+from podwire.supervisor import EDGE, underlay
 from podwire_core.constants import CABLE_PORT, VXLAN_PORT
 
 TUN = Path("/dev/net/tun")
@@ -70,7 +70,7 @@ def check_disk(home: Path) -> None:
 def free_slot(nodes: int, taken: set[int]) -> int:
     """The first slot whose loopback addresses nobody uses. `taken`: the slots of this user's other clusters."""
     for slot in SLOTS:
-        if slot not in taken and not any(_busy(underlay(slot, n), port) for n in range(1, nodes + 1) for port in PORTS):
+        if slot not in taken and not any(_busy(underlay(slot, n), port) for n in (EDGE, *range(1, nodes + 1)) for port in PORTS):
             return slot
     raise ClusterError(
         f"UDP port {VXLAN_PORT} or {CABLE_PORT} is in use on every loopback address: `ss -lunp 'sport = {VXLAN_PORT}'` says by "

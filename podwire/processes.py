@@ -20,6 +20,7 @@ MODULES = {
     "podwire_apiserver": "apiserver",
     "podwire_nodeagent": "agent",
     "podwire_nodeagent.datapath": "datapath",
+    "podwire_nodeagent.edge": "edge",
     "podwire_nodeagent.standin": "standin",
     "podwire_dns": "dns",
 }
@@ -76,7 +77,8 @@ def _describe(pid: int) -> Process | None:
         return None
     module = _after(argv, "-m")
     cpu = (int(fields[11]) + int(fields[12])) / TICKS
-    return Process(pid, MODULES.get(module, "pod"), _node(argv), " ".join(argv), int(fields[21]) * PAGE, cpu)
+    kind = MODULES.get(module, "pod")
+    return Process(pid, kind, "edge" if kind == "edge" else _node(argv), " ".join(argv), int(fields[21]) * PAGE, cpu)
 
 
 def _node(argv: list[str]) -> str:

@@ -170,20 +170,28 @@ def services_of(config: Config, directory: Path) -> list[Service]:
         for option, given in (("--service-cidr", SERVICE_CIDRS), ("--cluster-cidr", POD_CIDRS)):
             server += [option, ",".join(given[family] for family in config.families)]
     found = [Service("apiserver", server, logs / "apiserver.log")]
+    edge = underlay(config.slot, EDGE)
     for number, node in enumerate(config.node_names(), 1):
         addresses = ",".join(node_ip(number, family) for family in config.families)
         agent = [
             *(sys.executable, "-m", "podwire_nodeagent", "--node", node, "--api", api, "--dir", str(directory / node)),
             *("--internal-ip", addresses, "--underlay", underlay(config.slot, number)),
             *("--cni", config.cni, "--proxy", config.proxy),
+            *(("--edge-underlay", edge) if config.edge else ()),
         ]
         found.append(Service(node, agent, logs / f"{node}.log"))
+    if config.edge:
+        router = [sys.executable, "-m", "podwire_nodeagent.edge", "--api", api, "--dir", str(directory / "edge")]
+        found.append(Service("edge", [*router, "--underlay", edge], logs / "edge.log"))
     return found
 
 
 def node_ip(number: int, family: int) -> str:
     """The InternalIP of node `number`."""
     return f"192.168.1.{10 + number}" if family == 4 else f"fd00:192:168:1::{10 + number}"
+
+
+EDGE = -9  # the edge's number, whose address is 127.SLOT.0.1
 
 
 def underlay(slot: int, number: int) -> str:

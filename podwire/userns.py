@@ -11,6 +11,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 from podwire_core.rtnetlink import Rtnetlink
@@ -66,25 +68,30 @@ def unmount(path: Path) -> None:
 
 
 def why_not() -> str:
-    """Why `isolate` would fail here, or "". Tried in a child, since there is no way back out of a namespace."""
+    """Why `isolate` would fail here, or "". Tried in a process of its own: there is no way back out of a namespace, and a fork
+    of a process that uses gRPC aborts."""
+    trial = [sys.executable, "-m", "podwire.userns"]
+    return subprocess.run(trial, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, check=False).stdout.decode()
+
+
+def _try_all() -> str:
+    """What `why_not` executes: its own namespaces are gone with it."""
     reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reading)
-        try:
-            isolate()
-            if os.fork() == 0:
-                try:
-                    mount_proc()
-                except OSError as error:
-                    os.write(writing, str(error.strerror).encode())
-                os._exit(0)
-            os.wait()
-        except OSError as error:
-            os.write(writing, str(error.strerror).encode())
-        os._exit(0)
+    try:
+        isolate()
+        if os.fork() == 0:
+            try:
+                mount_proc()
+            except OSError as error:
+                os.write(writing, str(error.strerror).encode())
+            os._exit(0)
+        os.wait()
+    except OSError as error:
+        return str(error.strerror)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
-        answer = pipe.read().decode()
-    os.waitpid(child, 0)
-    return answer
+        return pipe.read().decode()
+
+
+if __name__ == "__main__":
+    print(_try_all(), end="")

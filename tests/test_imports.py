@@ -37,6 +37,7 @@ EDGES = {
     "nodeagent/podwire_nodeagent": [
         *("__main__.py", "agent.py", "datapath_process.py", "events.py", "node_state.py", "pod_network.py"),
         *("registration.py", "relay.py", "service.py", "standin/*.py"),
+        *("httpd.py", "health_server.py", "edge/__main__.py", "edge/outside.py", "edge/router.py"),
         *("datapath/__main__.py", "datapath/control.py", "datapath/udp.py"),
         # the kubelet: what runs, watches and probes containers; its decisions (plan, status, probes, env …) are pure
         *("kubelet/exec.py", "kubelet/hooks.py", "kubelet/kubelet.py", "kubelet/logs.py", "kubelet/node.py", "kubelet/prober.py"),

@@ -28,7 +28,7 @@ from podwire_apiserver.server import Server
 from podwire_apiserver.state import State
 from podwire_apiserver.store import StoreError
 from podwire_apiserver.store.sqlite import open_store
-from podwire_core.constants import POD_CIDR, SERVICE_CIDR
+from podwire_core.constants import LOAD_BALANCER_POOL, POD_CIDR, SERVICE_CIDR
 from podwire_core.errors import ApiError
 from podwire_core.rpc.messages import API_SERVICE
 from podwire_core.rpc.server import ListenError, serve
@@ -63,6 +63,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--cluster-cidr", default=POD_CIDR, type=_networks, help=f"range of pod addresses{both}")
     parser.add_argument("--node-cidr-mask", default=24, type=int, metavar="BITS", help="size of a node's part (%(default)s)")
     parser.add_argument("--node-cidr-mask6", default=64, type=int, metavar="BITS", help="the same for IPv6 (%(default)s)")
+    parser.add_argument(
+        "--load-balancer-pool", default=LOAD_BALANCER_POOL, type=_networks, help="for LoadBalancers (%(default)s)"
+    )
     parser.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     args = parser.parse_args()
     for network in map(ipaddress.ip_network, args.cluster_cidr.split(",")):
@@ -89,7 +92,8 @@ async def _run(args: argparse.Namespace) -> None:
         resources = Resources(State(store, ServiceAllocator(args.service_cidr.split(","))), time.time, random.Random())
         bootstrap(resources, args.service_cidr.split(",")[0])
         _spare_the_collector()
-        runner = Runner(resources, all_controllers(args.cluster_cidr, args.node_cidr_mask, args.node_cidr_mask6), time.time)
+        controllers = all_controllers(args.cluster_cidr, args.node_cidr_mask, args.load_balancer_pool, args.node_cidr_mask6)
+        runner = Runner(resources, controllers, time.time)
         server = Server(resources, runner, time.time)
         async with trio.open_nursery() as nursery:
             addresses = await nursery.start(serve, API_SERVICE, server.handlers(), args.listen)

@@ -199,6 +199,13 @@ class ServiceAllocator:
         return []
 
 
+def follow_address(spec: Json, old: Json) -> None:
+    """A new clusterIP beside the clusterIPs of before (who sent it knows only the first field) is meant to be their first."""
+    address, several = spec.get("clusterIP"), spec.get("clusterIPs")
+    if isinstance(address, str) and address and several and several == old.get("clusterIPs") and address != several[0]:
+        spec["clusterIPs"] = [address, *several[1:]]
+
+
 def _inherit(spec: Json, old: Json) -> None:
     """An update that doesn't mention the addresses and node ports keeps them, unless the new type has none."""
     if spec.get("type") != "ExternalName" and old.get("clusterIP") and not spec.get("clusterIP"):

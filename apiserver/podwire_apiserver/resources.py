@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from msgspec import Struct
 
 from podwire_apiserver import admission, validation
+from podwire_apiserver.allocators import follow_address
 from podwire_apiserver.controllers.common import timestamp, with_condition
 from podwire_apiserver.deletion import Deletion
 from podwire_apiserver.metadata import new_metadata, updated_metadata
@@ -187,6 +188,8 @@ class Resources:
             if "status" in old:
                 obj["status"] = old["status"]
         obj["metadata"] = updated_metadata(old["metadata"], obj["metadata"])
+        if info.kind == "Service" and not info.group and isinstance(obj.get("spec"), dict):
+            follow_address(obj["spec"], old["spec"])
         self._complete(info, obj)
         self._assign(info, obj, old)
         _refuse(info, obj, validation.update_problems(info, old, obj))

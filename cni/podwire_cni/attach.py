@@ -23,6 +23,7 @@ from podwire_core.netlink_client import Netlink
 from podwire_core.rtnetlink import Route
 
 T = TypeVar("T")
+MIN_MTU, MAX_MTU = 68, 65521  # RFC 791; the largest that a TAP takes
 
 
 class Port(NamedTuple):
@@ -40,6 +41,9 @@ class Port(NamedTuple):
     @classmethod
     def of(cls, conf: Json, container_id: str, netns: str, ifname: str, args: dict[str, str]) -> Port:
         """From the plugin's configuration and CNI_ARGS. CniError if the configuration is wrong."""
+        mtu = _field(conf, "mtu", int, 1500)
+        if not MIN_MTU <= mtu <= MAX_MTU:
+            raise CniError(INVALID_CONFIG, f"mtu: expected {MIN_MTU} to {MAX_MTU}, got {mtu}")
         pod = "/".join(args[key] for key in ("K8S_POD_NAMESPACE", "K8S_POD_NAME") if key in args)
         return cls(
             _field(conf, "dataplane", str, ""),
@@ -47,7 +51,7 @@ class Port(NamedTuple):
             ifname,
             link_name(container_id, ifname),
             _field(conf, "bridge", str, "cni0"),
-            _field(conf, "mtu", int, 1500),
+            mtu,
             _field(conf, "hairpinMode", bool, False),
             f"pod {pod}" if pod else f"container {container_id}",
         )
@@ -90,8 +94,10 @@ def connect(port: Port, addresses: list[str], routes: list[Route]) -> str:
                 net.add_route(route)
         with Netlink(port.dataplane) as datapath:
             datapath.apply([port.operation()], [fd])
-    except (OSError, NetlinkError) as error:
+    except BaseException as error:
         disconnect(port)
+        if not isinstance(error, OSError | NetlinkError):
+            raise
         raise CniError(DATAPLANE, f"connect {port.ifname} to the datapath at {port.dataplane}", str(error)) from None
     finally:
         os.close(fd)

@@ -68,14 +68,24 @@ def _parse_range(given: object, where: str) -> Range:
         subnet = ip_network(given["subnet"])
         low, high = int(subnet.network_address), int(subnet.broadcast_address)
         first, last, gateway = (
-            int(ip_address(given[key])) if given.get(key) else default
+            default if given.get(key) in (None, "") else _number(given[key], subnet.version)
             for key, default in (("rangeStart", low + 1), ("rangeEnd", high - 1), ("gateway", low + 1))
         )
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise CniError(INVALID_CONFIG, f"{where}: {error}") from None
     if not low < first <= last < high:
         raise CniError(INVALID_CONFIG, f"{where}: no address between {given.get('rangeStart')} and {given.get('rangeEnd')}")
     return Range(first, last, gateway, subnet.prefixlen, subnet.version)
+
+
+def _number(text: object, version: int) -> int:
+    """Raises ValueError."""
+    if not isinstance(text, str):
+        raise ValueError(f"expected an address, got {text!r}")
+    address = ip_address(text)
+    if address.version != version:
+        raise ValueError(f"{text} is of another family than the subnet")
+    return int(address)
 
 
 # --- the store --------------------------------
@@ -101,24 +111,20 @@ class HostLocal:
             taken = self._taken()
             if owner in taken.values():
                 raise CniError(DUPLICATE, f"{owner.container_id} already has an address for {owner.ifname}")
-            got: list[tuple[int, Range, int]] = []
-            for i, ranges in enumerate(self._sets):
-                got.append((i, *self._next(i, ranges, set(taken) | {r.text(n) for _, r, n in got})))
-            for i, each, number in got:
+            chosen = self._choose(set(taken))
+            for i, (each, number) in enumerate(chosen):
                 self._reserve(i, each.text(number), owner)
-        return [Allocated(f"{each.text(number)}/{each.prefixlen}", each.text(each.gateway)) for _, each, number in got]
+        return [Allocated(f"{each.text(number)}/{each.prefixlen}", each.text(each.gateway)) for each, number in chosen]
 
     def release(self, owner: Owner) -> list[str]:
         """Frees what the owner has; nothing is fine."""
         with self._locked():
             return self._free(address for address, other in self._taken().items() if other == owner)
 
-    def retain(self, owners: set[Owner]) -> list[Owner]:
-        """Frees what anybody else has; returns who that was."""
+    def owners(self) -> list[Owner]:
+        """Everybody who has an address."""
         with self._locked():
-            stale = {address: owner for address, owner in self._taken().items() if owner not in owners}
-            self._free(stale)
-        return sorted(set(stale.values()))
+            return sorted(set(self._taken().values()))
 
     def addresses(self, owner: Owner) -> list[str]:
         with self._locked():
@@ -127,9 +133,8 @@ class HostLocal:
     def available(self) -> bool:
         """Whether `add` would find an address in every set."""
         with self._locked():
-            taken = set(self._taken())
             try:
-                return all(self._next(i, ranges, taken) for i, ranges in enumerate(self._sets))
+                return bool(self._choose(set(self._taken())))
             except CniError:
                 return False
 
@@ -152,6 +157,13 @@ class HostLocal:
                 lines = (self._dir / name).read_text().split("\n")
                 found[name] = Owner(lines[0].strip(), lines[1].strip() if len(lines) > 1 else "")
         return found
+
+    def _choose(self, taken: set[str]) -> list[tuple[Range, int]]:
+        """An address of every set, none of them twice. CniError if a set has none left."""
+        chosen: list[tuple[Range, int]] = []
+        for i, ranges in enumerate(self._sets):
+            chosen.append(self._next(i, ranges, taken | {each.text(number) for each, number in chosen}))
+        return chosen
 
     def _next(self, index: int, ranges: list[Range], taken: set[str]) -> tuple[Range, int]:
         """The first free address behind the last one given, all ranges of the set being one ring."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from podwire_cni import protocol
@@ -109,7 +110,7 @@ class Call:
         from podwire_cni import attach
 
         previous = self.conf.get("prevResult")
-        if not isinstance(previous, dict) or not isinstance(previous.get("ips"), list):
+        if not isinstance(previous, dict):
             raise CniError(protocol.DECODING, "CHECK needs prevResult, the result of ADD")
         ipam, owner = self._ipam(), self._owner()
         mine = _addresses_of(previous, self.ifname)
@@ -130,8 +131,9 @@ class Call:
             raise CniError(protocol.INVALID_CONFIG, "cni.dev/valid-attachments: expected a list of objects")
         valid = {Owner(str(each.get("containerID", "")), str(each.get("ifname", ""))) for each in given}
         ipam = self._ipam()
-        for owner in _io(lambda: ipam.retain(valid)):
+        for owner in (each for each in _io(ipam.owners) if each not in valid):
             attach.disconnect(attach.Port.of(self.conf, owner.container_id, "", owner.ifname, {}))
+            _io(partial(ipam.release, owner))  # after its link, so that nobody gets an address that is still reached
 
     def status(self) -> None:
         from podwire_cni import attach
@@ -161,10 +163,15 @@ class Call:
 
     def _routes(self) -> list[str]:
         """Destinations that lead to the gateway."""
+        from ipaddress import ip_network
+
         given = self.conf["ipam"].get("routes", [])
         if not isinstance(given, list) or not all(isinstance(r, dict) and isinstance(r.get("dst"), str) for r in given):
             raise CniError(protocol.INVALID_CONFIG, "ipam.routes: expected a list of {dst}")
-        routes = [str(route["dst"]) for route in given]
+        try:
+            routes = [str(ip_network(route["dst"])) for route in given]
+        except ValueError as error:
+            raise CniError(protocol.INVALID_CONFIG, f"ipam.routes: {error}") from None
         return routes or (["0.0.0.0/0"] if self.conf.get("isDefaultGateway") else [])
 
 
@@ -215,16 +222,11 @@ def _system_routes(routes: list[str], allocated: list[Allocated], dev: str) -> l
 
 def _addresses_of(result: Json, ifname: str) -> list[str]:
     """The addresses of that interface in a result; an address that names no interface counts."""
-    interfaces = result.get("interfaces") or []
-    found = []
-    for ip in result["ips"]:
-        index = ip.get("interface") if isinstance(ip, dict) else None
-        named = index is None or (
-            isinstance(index, int) and 0 <= index < len(interfaces) and interfaces[index].get("name") == ifname
-        )
-        if isinstance(ip, dict) and named:
-            found.append(str(ip.get("address", "")))
-    return found
+    try:
+        named = {i for i, each in enumerate(result.get("interfaces") or []) if each["name"] == ifname}
+        return [str(ip["address"]) for ip in result["ips"] if ip.get("interface") in {None, *named}]
+    except (TypeError, KeyError, AttributeError):
+        raise CniError(protocol.DECODING, "prevResult is not a result of ADD") from None
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ Json = dict[str, Any]
 SUPPORTED = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 LATEST = SUPPORTED[-1]
 SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}  # commands that came later
-PREV_RESULT_SINCE = "0.3.0"
 
 
 def at_least(version: str, wanted: str) -> bool:
@@ -80,6 +79,9 @@ _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*", re.ASCII)
 
 def check_environment(env: Mapping[str, str]) -> str:
     """The command, if everything it needs is there and well-formed."""
+    unreadable = sorted(name for name, value in env.items() if name.startswith("CNI_") and not _is_text(value))
+    if unreadable:
+        raise CniError(INVALID_ENVIRONMENT, f"env variables [{','.join(unreadable)}] are not UTF-8")
     command = env.get("CNI_COMMAND", "")
     if command and command not in REQUIRED:
         raise CniError(INVALID_ENVIRONMENT, f"unknown CNI_COMMAND: {command}")
@@ -90,6 +92,11 @@ def check_environment(env: Mapping[str, str]) -> str:
         check_container_id(env["CNI_CONTAINERID"])
         check_interface_name(env["CNI_IFNAME"])
     return command
+
+
+def _is_text(value: str) -> bool:
+    """Python gives bytes that are not UTF-8 as lone surrogates, which no JSON answer could repeat."""
+    return not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def check_container_id(text: str) -> None:

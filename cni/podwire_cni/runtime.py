@@ -68,6 +68,8 @@ class Network(NamedTuple):
             return cls.parse(json.loads(found[0].read_bytes()))
         except (OSError, ValueError, RecursionError) as error:
             raise CniError(protocol.DECODING, f"cannot read {found[0]}", str(error)) from None
+        except CniError as error:
+            raise CniError(error.code, f"{found[0]}: {error.msg}", error.details) from None
 
 
 def _version(conf: Json) -> str:
@@ -157,17 +159,14 @@ class Runtime:
         try:
             for plugin in self.network.plugins:
                 result = yield from self._call("ADD", plugin, attachment, result)
+            assert result is not None  # there is at least one plugin
+            self._keep(attachment, result)
         except CniError:
             try:
                 yield from self.delete_steps(attachment)
             except CniError:
                 pass  # the first error is the one that says why
             raise
-        assert result is not None  # there is at least one plugin
-        self._cache_path(attachment).parent.mkdir(parents=True, exist_ok=True)
-        draft = self._cache_path(attachment).with_suffix(".draft")
-        draft.write_text(json.dumps(self._cache_entry(attachment, result)))
-        draft.replace(self._cache_path(attachment))
         return result
 
     def check_steps(self, attachment: Attachment) -> Steps[None]:
@@ -249,6 +248,16 @@ class Runtime:
             if e is not None and e["networkName"] == self.network.name
         ]
 
+    def _keep(self, attachment: Attachment, result: Json) -> None:
+        path = self._cache_path(attachment)
+        draft = path.with_name(f".{path.name}")  # which `attachments` does not see
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draft.write_text(json.dumps(self._cache_entry(attachment, result)))
+            draft.replace(path)
+        except OSError as error:
+            raise CniError(protocol.IO_FAILURE, "cannot keep the result of ADD", str(error)) from None
+
     def _cache_path(self, attachment: Attachment) -> Path:
         protocol.check_container_id(attachment.container_id)
         protocol.check_interface_name(attachment.ifname)
@@ -306,7 +315,7 @@ def _result(kind: str, command: str, outcome: Outcome) -> Json:
         default = f"plugin {kind} failed with status {outcome.code} and no error message"
         code = answer.get("code")
         message, details = str(answer.get("msg") or default), str(answer.get("details") or _tail(outcome.stderr))
-        raise CniError(code if isinstance(code, int) else protocol.UNTYPED, message, details)
+        raise CniError(code if type(code) is int else protocol.UNTYPED, message, details)
     if command == "ADD" and not answer:
         raise CniError(protocol.DECODING, f"plugin {kind} gave no result")
     return answer

@@ -27,7 +27,7 @@ FLANNEL_PUBLIC_IP6 = "flannel.alpha.coreos.com/public-ipv6"
 
 class ExecStart(Struct, tag="start"):
     """First message of an exec stream. Without `pod` the command runs in the node's host namespace (`podwire node
-    NAME -- …`)."""
+    NAME -- …`), or at the edge in its `outside` namespace."""
 
     argv: list[str]
     pod: str = ""  # "namespace/name"
@@ -37,6 +37,7 @@ class ExecStart(Struct, tag="start"):
     rows: int = 24
     columns: int = 80
     env: dict[str, str] = {}
+    outside: bool = False
 
 
 class ExecInput(Struct, tag="stdin"):

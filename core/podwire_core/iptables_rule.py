@@ -13,6 +13,10 @@ from podwire_core import netfilter as nf
 
 _VERDICTS = ("ACCEPT", "DROP", "RETURN")
 _PORT_MODULES = ("tcp", "udp", "sctp", "dccp", "udplite")
+_MODULES = (
+    *_PORT_MODULES,
+    *("comment", "mark", "conntrack", "state", "addrtype", "statistic", "recent", "icmp", "icmp6", "set", "physdev"),
+)
 # What the tools print for a number (as /etc/protocols has it), and the names that values use.
 PROTOCOL_NAMES = {
     "1": "icmp",
@@ -187,8 +191,7 @@ class RuleParser:
         self._modules.add(name)
 
     def _module(self, name: str) -> None:
-        known = (*_PORT_MODULES, "comment", "mark", "conntrack", "state", "addrtype", "statistic", "recent", "icmp", "icmp6")
-        if name not in known:
+        if name not in _MODULES:
             raise RulesetError(f'unknown match "{name}"')
         self._finish_match()
         self._modules.add(name)
@@ -222,6 +225,10 @@ class RuleParser:
             self._statistic[option] = self._next(f"the value of {option}")
         elif option in ("--icmp-type", "--icmpv6-type"):
             self._icmp(option, self._value(option))
+        elif option == "--match-set" and "set" in self._modules:
+            self._set(self._value(option), self._next("the flags of --match-set"))
+        elif option == "--physdev-is-in" and "physdev" in self._modules:
+            self._matches.append(nf.PhysDev(self._take_invert()))
         else:
             return "recent" in self._modules and self._recent_option(option)
         return True
@@ -259,6 +266,12 @@ class RuleParser:
             self._matches.append(nf.AddrType(kind, old.dst_type, invert, old.invert_dst))
         else:
             self._matches.append(nf.AddrType(old.src_type, kind, old.invert_src, invert))
+
+    def _set(self, name: str, text: str) -> None:
+        flags = tuple(text.split(","))
+        if not all(flag in ("src", "dst") for flag in flags):
+            raise RulesetError(f'--match-set {name}: flags are src and dst, not "{text}"')
+        self._matches.append(nf.Set(name, flags, self._take_invert()))
 
     def _icmp(self, option: str, text: str) -> None:
         v6 = option == "--icmpv6-type"

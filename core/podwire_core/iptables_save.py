@@ -106,6 +106,10 @@ def _match(match: nf.AnyMatch, v6: bool) -> str:
         return _recent(match, v6)
     if isinstance(match, nf.IcmpType):
         return _icmp(match)
+    if isinstance(match, nf.Set):
+        return f"-m set {_not(match.invert)}--match-set {match.name} {','.join(match.flags)}"
+    if isinstance(match, nf.PhysDev):
+        return f"-m physdev {_not(match.invert)}--physdev-is-in"
     raise TypeError(f"not a match of its own: {match!r}")
 
 

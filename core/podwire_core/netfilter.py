@@ -127,6 +127,20 @@ class IcmpType(Match, frozen=True, tag="icmp"):
     v6: bool = False
 
 
+class Set(Match, frozen=True, tag="set"):
+    """`-m set --match-set KUBE-CLUSTER-IP dst,dst`: the packet's addresses and ports, by `flags`, are in that set (ipset.py)."""
+
+    name: str
+    flags: tuple[str, ...]  # "src" or "dst", one for each dimension of the set
+    invert: bool = False
+
+
+class PhysDev(Match, frozen=True, tag="physdev"):
+    """`-m physdev --physdev-is-in`: the packet came in by a bridge port."""
+
+    invert: bool = False
+
+
 AnyMatch = (
     Source
     | Destination
@@ -142,6 +156,8 @@ AnyMatch = (
     | Statistic
     | Recent
     | IcmpType
+    | Set
+    | PhysDev
 )
 
 # --- targets --------------------------------

@@ -20,6 +20,10 @@ from typing import Any
 
 from msgspec import Struct
 
+from podwire_core import nftables as nft
+from podwire_core.ebpf import CtInfo, LbConfig, NatInfo
+from podwire_core.ipset import IpSet
+from podwire_core.ipvs import ConnectionInfo, RealServer, ServiceInfo, VirtualService
 from podwire_core.netfilter import Chain, Table
 
 MAX_MESSAGE = 256 << 20
@@ -93,9 +97,17 @@ class AddrDel(Op, frozen=True, tag="addr.del"):
     missing_ok: bool = False
 
 
+class NextHop(Struct, frozen=True, omit_defaults=True):
+    """`nexthop via VIA dev DEV weight WEIGHT` of a multipath route."""
+
+    via: str
+    dev: str = ""
+    weight: int = 1
+
+
 class RouteAdd(Op, frozen=True, tag="route.add"):
     """`ip route add DST [via VIA] [dev DEV] [src SRC] [onlink]`; dst "default" or a network. type: unicast,
-    blackhole, unreachable, prohibit, local."""
+    blackhole, unreachable, prohibit, local. With `nexthops` (then no via and dev) each flow takes one of them, by its hash."""
 
     dst: str
     dev: str = ""
@@ -106,6 +118,7 @@ class RouteAdd(Op, frozen=True, tag="route.add"):
     proto: str = "static"  # as in /etc/iproute2/rt_protos: kernel, boot, static, bird, bgp …
     type: str = "unicast"
     replace: bool = False
+    nexthops: tuple[NextHop, ...] = ()
 
 
 class RouteDel(Op, frozen=True, tag="route.del"):
@@ -186,6 +199,28 @@ class ChainsUpdate(Op, frozen=True, tag="nf.update"):
     delete: tuple[str, ...] = ()
 
 
+class NftReplace(Op, frozen=True, tag="nft.replace"):
+    """`flush ruleset` and these tables: nothing else of nftables is left. Sets that packets update (session affinity) keep what
+    they hold where a set of the same name and timeout takes their place."""
+
+    tables: tuple[nft.Table, ...] = ()
+
+
+class NftUpdate(Op, frozen=True, tag="nft.update", omit_defaults=True):
+    """A delta of one table, in the order in which it is done: elements deleted (by set, keys), sets made (or given a new
+    timeout), chains given these rules (made if missing; a base chain keeps its hook), elements added (by set), chains and sets
+    deleted, which nothing may use any more."""
+
+    family: int
+    table: str
+    delete_elements: dict[str, tuple[tuple[str, ...], ...]] = {}
+    sets: tuple[nft.Set, ...] = ()
+    chains: tuple[nft.Chain, ...] = ()
+    elements: dict[str, tuple[nft.Element, ...]] = {}
+    delete_chains: tuple[str, ...] = ()
+    delete_sets: tuple[str, ...] = ()
+
+
 class ConntrackDel(Op, frozen=True, tag="ct.del"):
     """`conntrack -D`: every field that is not empty must match. `reply_src` is the backend of a translated flow."""
 
@@ -205,6 +240,106 @@ class SysctlSet(Op, frozen=True, tag="sysctl.set"):
     value: str
 
 
+# --- host addresses in bulk, ipsets, virtual services --------------------------------
+
+
+class AddrsUpdate(Op, frozen=True, tag="addr.update"):
+    """Many host addresses (/32, /128) of one link at once, as kube-ipvs0 has them: those in `add` that it lacks come, those in
+    `delete` that it has go; with `replace` all host addresses go that are not in `add`."""
+
+    dev: str
+    add: tuple[str, ...] = ()  # addresses without prefix length
+    delete: tuple[str, ...] = ()
+    replace: bool = False
+    missing_ok: bool = False  # no such link: nothing to do
+
+
+class IpsetSet(Op, frozen=True, tag="ipset.set"):
+    """`ipset create` and, for one that is there, `ipset swap`: the whole content. The type of a set never changes (EINVAL)."""
+
+    set: IpSet
+
+
+class IpsetUpdate(Op, frozen=True, tag="ipset.update"):
+    """`ipset -exist add` and `del`."""
+
+    name: str
+    add: tuple[str, ...] = ()
+    delete: tuple[str, ...] = ()
+
+
+class IpsetDestroy(Op, frozen=True, tag="ipset.destroy"):
+    """`ipset destroy NAME`, EBUSY while a rule refers to it; "": all that no rule refers to when the transaction is done."""
+
+    name: str = ""
+    missing_ok: bool = False
+
+
+class IpvsSet(Op, frozen=True, tag="ipvs.set"):
+    """`ipvsadm -A` or `-E`, with all its real servers. Those that are no longer among them go: at once, or with `graceful` (TCP)
+    quiescent, when their last connection has gone."""
+
+    service: VirtualService
+    graceful: bool = False
+
+
+class IpvsDel(Op, frozen=True, tag="ipvs.del"):
+    """`ipvsadm -D`."""
+
+    protocol: str
+    address: str
+    port: int
+    missing_ok: bool = False
+
+
+class IpvsServerSet(Op, frozen=True, tag="ipvs.server.set"):
+    """`ipvsadm -a` (EEXIST without `replace`) and `-e`."""
+
+    protocol: str
+    address: str
+    port: int
+    server: RealServer
+    replace: bool = False
+
+
+class IpvsServerDel(Op, frozen=True, tag="ipvs.server.del"):
+    """`ipvsadm -d`."""
+
+    protocol: str
+    address: str
+    port: int
+    server: RealServer
+    missing_ok: bool = False
+
+
+class IpvsReplace(Op, frozen=True, tag="ipvs.replace"):
+    """The whole table (`ipvsadm -R` after `-C`, but what stays keeps its connections and counters). With `hand_over` the
+    connections of services that go are from then on translated by NAT alone, so that they outlive ip_vs."""
+
+    services: tuple[VirtualService, ...] = ()
+    graceful: bool = False
+    hand_over: bool = False
+
+
+# --- eBPF: maps and programs (podwire_core.ebpf) --------------------------------
+
+
+class BpfReplace(Op, frozen=True, tag="bpf.replace"):
+    """The load balancer's programs with this configuration, attached at every link, and the whole content of the maps that an
+    agent writes (those not named are emptied). Without a configuration: nothing is attached, all maps are empty."""
+
+    config: LbConfig | None = None
+    maps: dict[str, dict[bytes, bytes]] = {}
+
+
+class BpfMapUpdate(Op, frozen=True, tag="bpf.update"):
+    """`bpf(BPF_MAP_UPDATE_BATCH)` and `…_DELETE_BATCH`: elements written, then keys deleted (missing ones are none)."""
+
+    map: str
+    elements: dict[bytes, bytes] = {}
+    delete: tuple[bytes, ...] = ()
+
+
 AnyOp = (
     LinkAdd
     | LinkDel
@@ -221,8 +356,21 @@ AnyOp = (
     | UnderlayDel
     | TablesReplace
     | ChainsUpdate
+    | NftReplace
+    | NftUpdate
     | ConntrackDel
     | SysctlSet
+    | AddrsUpdate
+    | IpsetSet
+    | IpsetUpdate
+    | IpsetDestroy
+    | IpvsSet
+    | IpvsDel
+    | IpvsServerSet
+    | IpvsServerDel
+    | IpvsReplace
+    | BpfReplace
+    | BpfMapUpdate
 )
 
 # --- what a dump returns --------------------------------
@@ -266,6 +414,7 @@ class RouteInfo(Struct, omit_defaults=True):
     type: str = "unicast"
     scope: str = "global"
     table: str = "main"
+    nexthops: tuple[NextHop, ...] = ()
 
 
 class NeighInfo(Struct, omit_defaults=True):
@@ -327,6 +476,26 @@ class TableDump(Struct, omit_defaults=True):
     policy_counters: dict[str, RuleCounters]
 
 
+class BpfMapInfo(Struct, omit_defaults=True):
+    """One of `dump("bpf.maps")`: a map and its elements, as bytes."""
+
+    id: int
+    name: str
+    type: str
+    key_size: int
+    value_size: int
+    max_entries: int
+    elements: dict[bytes, bytes] = {}
+
+
+class BpfState(Struct, omit_defaults=True):
+    """`dump("bpf")`: the load balancer's connections, and how its programs are configured (None: not attached)."""
+
+    config: LbConfig | None = None
+    ct: list[CtInfo] = []
+    snat: list[NatInfo] = []
+
+
 DUMPS: dict[str, Any] = {
     "links": list[LinkInfo],
     "addrs": list[AddrInfo],
@@ -336,6 +505,12 @@ DUMPS: dict[str, Any] = {
     "conntrack": list[ConntrackInfo],
     "underlay": list[UnderlayInfo],
     "rules": list[TableDump],
+    "nftables": list[nft.Table],  # with what dynamic sets hold now
+    "ipsets": list[IpSet],
+    "ipvs": list[ServiceInfo],
+    "ipvs.connections": list[ConnectionInfo],
+    "bpf.maps": list[BpfMapInfo],
+    "bpf": BpfState,
     "sysctls": dict[str, str],
     "counters": dict[str, int],  # drops by reason ("drop.ip_header_checksum"), cache hits, generation, …
     "info": dict[str, Any],  # pid, version, started, node

@@ -32,10 +32,12 @@ class Step(Struct, omit_defaults=True):
     """One stage's decision.
 
     `stage` in Linux's words: link, bridge, conntrack, raw/PREROUTING, nat/PREROUTING, fib, filter/INPUT, filter/FORWARD,
-    filter/OUTPUT, nat/OUTPUT, nat/POSTROUTING, neighbour, tunnel, reassembly, fragment, icmp.
+    filter/OUTPUT, nat/OUTPUT, nat/POSTROUTING, ipvs/INPUT (a request is scheduled; also ipvs/OUTPUT), ipvs/FORWARD
+    (an answer gets the virtual address), neighbour, tunnel, reassembly, fragment, icmp; and of the eBPF load balancer
+    ebpf/from-container, ebpf/connect4 (socket LB), ebpf/from-netdev, ebpf/from-overlay, ebpf/to-container, ebpf/to-host.
     `action`: pass, new, established, related, dnat, snat, masquerade, accept, drop, reject, route, local, forward,
     flood, resolve, encapsulate,
-    decapsulate, deliver, transmit, error.
+    decapsulate, deliver, transmit, error, lookup, select.
     """
 
     stage: str

@@ -9,6 +9,7 @@ import argparse
 import logging
 import signal
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import trio
@@ -32,17 +33,18 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--underlay", required=True, metavar="IP", help="the socket address of its tunnels and cable")
     parser.add_argument("--tunnel-port", type=int, default=VXLAN_PORT)
     parser.add_argument("--cable-port", type=int, default=CABLE_PORT)
+    parser.add_argument("--edge-underlay", default="", metavar="IP[:PORT]", help="where the edge's cable is; without: no edge")
     parser.add_argument("--cni", choices=BACKENDS, default="flannel")
     parser.add_argument("--proxy", choices=modes.MODES, default="iptables")
     parser.add_argument("--listen", action="append", default=[], metavar="HOST:PORT", help="serve gRPC there too")
     return parser.parse_args()
 
 
-async def run(config: AgentConfig) -> None:
+async def until_signal(run: Callable[[], Awaitable[None]]) -> None:
     async with trio.open_nursery() as nursery:
 
         async def work() -> None:
-            await Agent(config).run()
+            await run()
             nursery.cancel_scope.cancel()
 
         nursery.start_soon(work)
@@ -58,22 +60,22 @@ def main() -> int:
     proxy = ProxyConfiguration(mode=args.proxy)
     config = AgentConfig(
         args.node, args.api, args.dir.absolute(), tuple(args.internal_ip.split(",")), args.underlay,
-        args.tunnel_port, args.cable_port, proxy, tuple(args.listen),
+        args.tunnel_port, args.cable_port, proxy, tuple(args.listen), args.edge_underlay,
     )  # fmt: skip
     status = 0
     try:
-        trio.run(run, config)
+        trio.run(until_signal, Agent(config).run)
     except* (DatapathFailed, rpc.ListenError, OSError) as errors:
-        for error in _leaves(errors):
+        for error in leaves(errors):
             print(f"podwire_nodeagent: {args.node}: {error}", file=sys.stderr)
         status = 1
     return status
 
 
-def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+def leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
     found: list[BaseException] = []
     for error in group.exceptions:
-        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+        found += leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
     return found
 
 

@@ -4,6 +4,7 @@
     datapath_process.py  the node's userspace kernel, as a process
     network.py           what the node's network must look like, from the Nodes (the CNI daemon)
     proxy/               kube-proxy: from Services and EndpointSlices to rules
+    health_server.py     kube-proxy's health checks, for load balancers
     kubelet/             pods
     service.py           what the command may ask
 
@@ -27,9 +28,10 @@ from podwire_core.agentapi import SERVICE
 from podwire_core.constants import DNS_IP, DNS_IP6
 from podwire_core.errors import ApiError
 from podwire_core.objects import Json
-from podwire_nodeagent import registration, relay, tools
+from podwire_nodeagent import network, registration, relay, tools
 from podwire_nodeagent.datapath_process import DatapathConfig, DatapathFailed, Dataplane
 from podwire_nodeagent.events import Recorder
+from podwire_nodeagent.health_server import HealthServer
 from podwire_nodeagent.kubelet.config import KubeletConfig
 from podwire_nodeagent.kubelet.kubelet import Kubelet
 from podwire_nodeagent.node_state import NodeState
@@ -44,7 +46,7 @@ RETRY_SECONDS = 0.5
 
 class AgentConfig(Struct, frozen=True):
     """One node's place: `directory` is its run directory, `underlay` the socket address of its tunnels and cable, `listen` the
-    gRPC addresses beside DIR/agent.sock, of which the first is published."""
+    gRPC addresses beside DIR/agent.sock, of which the first is published, `edge` the socket address of the edge's cable."""
 
     node: str
     api: str
@@ -55,6 +57,7 @@ class AgentConfig(Struct, frozen=True):
     cable_port: int
     proxy: ProxyConfiguration
     listen: tuple[str, ...] = ()
+    edge: str = ""
 
     @property
     def agent_address(self) -> str:
@@ -90,10 +93,19 @@ class Agent:
         self._prepare_host_namespace()
         async with rpc.connect(self._config.api) as api, trio.open_nursery() as nursery:
             mirror = rpc.Mirror(api, self._selections())
-            state = NodeState(
-                self._config.node, self._dataplane, self._host_netns, self._config.proxy, mirror.objects, self._pods.reattach
-            )
             recorder = Recorder(api, "kubelet", self._config.node)
+            proxy_recorder = Recorder(api, "kube-proxy", self._config.node)
+            state = NodeState(
+                self._config.node,
+                self._dataplane,
+                self._host_netns,
+                self._config.proxy,
+                mirror.objects,
+                self._pods.reattach,
+                lambda message: proxy_recorder(state.node_object or {}, "Warning", "FailedToLoadConfiguration", message),
+            )
+            state.gateway = network.gateway_peer(self._config.edge)
+            health = HealthServer(self._host_netns, state.health, lambda: state.node_object)
             kubelet = self._kubelet(api, recorder)
             await nursery.start(relay.serve, str(self._dir / "api.sock"), self._config.api)
             nursery.start_soon(registration.register, api, self._config.identity())
@@ -103,7 +115,9 @@ class Agent:
             nursery.start_soon(registration.renew_lease, api, self._config.node)
             nursery.start_soon(mirror.run)
             nursery.start_soon(recorder.run)
-            nursery.start_soon(self._follow, mirror, state)
+            nursery.start_soon(proxy_recorder.run)
+            nursery.start_soon(self._follow, mirror, state, health)
+            nursery.start_soon(health.run)
             nursery.start_soon(self._keep_datapath, state)
             nursery.start_soon(self._report, api, mirror, state)
             nursery.start_soon(self._serve_pods, mirror, state, kubelet)
@@ -134,12 +148,13 @@ class Agent:
 
     # --- tasks --------------------------------
 
-    async def _follow(self, mirror: rpc.Mirror, state: NodeState) -> None:
+    async def _follow(self, mirror: rpc.Mirror, state: NodeState, health: HealthServer) -> None:
         """Every change of the objects, to the datapath."""
         await mirror.synced()
         async for changes in mirror.changes():
             try:
                 await state.take(changes)
+                health.changed()
             except OSError as error:
                 log.warning("the datapath is away, its state will be stated when it is back: %s", error)
 

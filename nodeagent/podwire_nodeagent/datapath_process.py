@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 import trio
@@ -46,6 +47,7 @@ class Dataplane:
         self._pidfd = -1
         self._child: subprocess.Popen[bytes] | None = None
         self._lock = trio.Lock()
+        self._lost = trio.Event()  # the present connection
 
     async def connect(self) -> None:
         """Connect to the running datapath, or start one. Raises DatapathFailed."""
@@ -58,23 +60,35 @@ class Dataplane:
 
     async def apply(self, ops: Sequence[Op], fds: Sequence[int] = ()) -> None:
         """One transaction. Raises NetlinkError (refused) or OSError (the datapath is gone)."""
-        if not ops:
-            return
-        async with self._lock:
-            netlink = self._connected()
-            await trio.to_thread.run_sync(netlink.apply, ops, fds)
+        if ops:
+            await self._request(lambda netlink: netlink.apply(ops, fds))
 
     async def dump(self, what: str) -> Any:
         """As Netlink.dump."""
-        async with self._lock:
-            netlink = self._connected()
-            return await trio.to_thread.run_sync(netlink.dump, what)
+        return await self._request(lambda netlink: netlink.dump(what))
 
     async def died(self) -> None:
-        """Returns when the process that this is connected to has ended."""
-        await trio.lowlevel.wait_readable(self._pidfd)
+        """Returns when the process that this is connected to has ended, or the connection was lost: then it may live, but what
+        it was told last is not known."""
+        async with trio.open_nursery() as nursery:
+
+            async def first(wait: Callable[[], Awaitable[None]]) -> None:
+                await wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(first, self._lost.wait)
+            nursery.start_soon(first, partial(trio.lowlevel.wait_readable, self._pidfd))
         if self._child is not None:
             self._child.poll()  # not to leave a zombie
+
+    async def _request(self, call: Callable[[Netlink], Any]) -> Any:
+        async with self._lock:
+            netlink = self._connected()
+            try:
+                return await trio.to_thread.run_sync(call, netlink)
+            except OSError:
+                self._lost.set()
+                raise
 
     def _connected(self) -> Netlink:
         if self._netlink is None:
@@ -90,7 +104,7 @@ class Dataplane:
         if self._pidfd >= 0:
             os.close(self._pidfd)
         self._pidfd = os.pidfd_open(pid)
-        self._netlink = netlink
+        self._netlink, self._lost = netlink, trio.Event()
 
 
 async def _start(config: DatapathConfig) -> subprocess.Popen[bytes]:

@@ -3,8 +3,9 @@
 Rules it keeps:
 
 - Pure: `reconcile` compares what a backend wants with dumps and returns operations; applying them and dumping again gives none.
-- It owns links of the kinds uplink, bridge, vxlan and dummy, what is configured on them, and the underlay. Pods' TAPs and the
-  host link belong to who made them; dynamic neighbours and fdb entries and the kernel's own routes to the datapath.
+- It owns links of the kinds uplink, bridge, vxlan and dummy (but kube-proxy's), what is configured on them, and the underlay.
+  Pods' TAPs and the host link belong to who made them; dynamic neighbours, fdb entries and the kernel's own routes to the
+  datapath.
 - What must go goes before what must come, so that an address or a route can move.
 - The host namespace sees the node's routes as a mirror (`host_batch`): all lead to the datapath, with the source and MTU that
   the datapath's own route would choose.
@@ -21,7 +22,8 @@ from typing import Any
 
 from msgspec import Struct
 
-from podwire_core.constants import GATEWAY_MAC, HOST_GATEWAY, HOST_GATEWAY6
+from podwire_cni.macs import mac_of
+from podwire_core.constants import CABLE_PORT, GATEWAY_MAC, HOST_GATEWAY, HOST_GATEWAY6, NODE_GATEWAY
 from podwire_core.netlink import (
     AddrAdd,
     AddrDel,
@@ -45,6 +47,7 @@ from podwire_core.netlink import (
 )
 
 OWNED_KINDS = frozenset({"uplink", "bridge", "vxlan", "dummy"})
+PROXY_LINK = "kube-ipvs0"  # kube-proxy's
 DUMPED = ("links", "addrs", "routes", "neighs", "fdb", "underlay")  # what `reconcile` needs to see
 HOST_LINK = "host0"
 HOST_TAP_MAC = "02:00:a9:fe:01:02"
@@ -101,7 +104,7 @@ class _Links:
     def __init__(self, wanted: _Wanted, present: Sequence[LinkInfo]) -> None:
         self._wanted = wanted.links
         self._present = {link.name: link for link in present}
-        owned = [link for link in present if link.kind in OWNED_KINDS or link.name in wanted.links]
+        owned = [link for link in present if (link.kind in OWNED_KINDS and link.name != PROXY_LINK) or link.name in wanted.links]
         self._gone = [link.name for link in owned if not self._stays(link)]
         self.kept = {link.name for link in owned} - set(self._gone)
 
@@ -151,7 +154,7 @@ def _routes(wanted: _Wanted, dumps: Dumps, links: _Links) -> Difference:
 
 def _same_route(route: RouteInfo, op: RouteAdd) -> bool:
     """A source that was not asked for is the datapath's choice."""
-    return route.type == op.type and route.onlink == op.onlink and op.src in ("", route.src)
+    return (route.type, route.onlink, route.nexthops) == (op.type, op.onlink, op.nexthops) and op.src in ("", route.src)
 
 
 def _neighbours(wanted: _Wanted, dumps: Dumps, links: _Links) -> Difference:
@@ -179,6 +182,12 @@ def _underlay(wanted: _Wanted, dumps: Dumps, links: _Links) -> Difference:
 
 def _sorted(ops: list[AnyOp]) -> list[AnyOp]:
     return sorted(ops, key=repr)
+
+
+def gateway_peer(underlay: str) -> list[AnyOp]:
+    """The edge as a peer on the cable, at `underlay` ("IP" or "IP:PORT"); nothing where there is none."""
+    host, _, port = underlay.partition(":")
+    return [UnderlaySet(NODE_GATEWAY, mac_of(NODE_GATEWAY), host, int(port or CABLE_PORT))] if host else []
 
 
 # --- the host namespace --------------------------------

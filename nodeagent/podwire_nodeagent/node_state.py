@@ -26,8 +26,10 @@ from podwire_core.rpc import Change
 from podwire_nodeagent import network
 from podwire_nodeagent.datapath_process import Dataplane
 from podwire_nodeagent.node_rules import facts_of, sysctls_of
-from podwire_nodeagent.proxy import modes
-from podwire_nodeagent.proxy.config import ProxyConfiguration
+from podwire_nodeagent.proxy import live, modes
+from podwire_nodeagent.proxy.config import ConfigurationError, ProxyConfiguration
+from podwire_nodeagent.proxy.health import HealthChecks
+from podwire_nodeagent.proxy.model import NodeFacts
 
 log = logging.getLogger(__name__)
 HOST_DEV = "eth0"
@@ -43,7 +45,8 @@ KINDS = ("Node", "Service", "EndpointSlice")
 
 class NodeState:
     """`objects` is the live copy (rpc.Mirror.objects); `reattach_pods` gives the datapath the TAPs of those pods whose links it
-    lacks."""
+    lacks; `proxy` is what kube-proxy is started with, which objects may change (proxy/live.py); `complain` is told of a wrong
+    configuration, once."""
 
     def __init__(
         self,
@@ -53,10 +56,15 @@ class NodeState:
         proxy: ProxyConfiguration,
         objects: Mapping[str, Mapping[str, Json]],
         reattach_pods: Reattach,
+        complain: Callable[[str], None] = lambda message: None,
     ) -> None:
         self._node, self._dataplane, self._host_netns = node, dataplane, host_netns
-        self._proxy_config, self._objects, self._reattach_pods = proxy, objects, reattach_pods
+        self._started_with, self._objects, self._reattach_pods = proxy, objects, reattach_pods
+        self._proxy_config, self._complain, self._complaint = proxy, complain, ""
         self._proxiers: dict[int, modes.Proxy] = {}  # by family
+        self._facts: NodeFacts | None = None  # that the proxiers know
+        self.health = HealthChecks(node)
+        self.gateway: list[AnyOp] = []  # how the cable reaches the edge
         self._pod_cidrs: tuple[str, ...] = ()
         self._host_batch = ""
         self._lock = trio.Lock()
@@ -77,15 +85,17 @@ class NodeState:
             await self._network(node)
             await self._reattach_pods(links)
             self._pod_cidrs = _pod_cidrs(node)
-            proxiers = {
-                family: modes.make(self._proxy_config, facts_of(node), family, flannel.tables(node, family))
-                for family in flannel.families(decode(Node, node)) or (4,)
-            }
+            facts = facts_of(node)
+            self._proxy_config = self._wanted_configuration(node)
+            families = flannel.families(decode(Node, node)) or (4,)
+            proxiers = modes.make_all(self._proxy_config, facts, {each: flannel.tables(node, each) for each in families})
+            services, slices = self._objects["Service"], self._objects["EndpointSlice"]
             ops: list[AnyOp] = [*sysctls_of(node)]
             for proxier in proxiers.values():
-                ops += proxier.changes(self._objects["Service"], self._objects["EndpointSlice"])
+                ops += proxier.changes(services, slices)
             await self._dataplane.apply(ops)
-            self._proxiers = proxiers
+            self._proxiers, self._facts = proxiers, facts
+            self.health.change(services, slices, services, slices)
         if self._pod_cidrs:
             self.networked.set()
 
@@ -94,7 +104,8 @@ class NodeState:
         node = self.node_object
         if node is None:
             return
-        if not self._proxiers or self._pod_cidrs != _pod_cidrs(node):
+        same = self._pod_cidrs == _pod_cidrs(node) and self._proxy_config == self._wanted_configuration(node)
+        if not self._proxiers or not same:
             await self.restate()
             return
         by_kind: dict[str, dict[str, Json | None]] = {kind: {} for kind in KINDS}
@@ -105,16 +116,33 @@ class NodeState:
             async with self._lock:
                 if by_kind["Node"]:
                     await self._network(node)
-                facts = facts_of(node) if self._node in by_kind["Node"] else None
+                facts = facts_of(node) if self._node in by_kind["Node"] else self._facts
+                news = facts if facts != self._facts else None
                 ops: list[AnyOp] = []
                 for proxier in self._proxiers.values():
-                    ops += proxier.changes(by_kind["Service"], by_kind["EndpointSlice"], facts)
+                    ops += proxier.changes(by_kind["Service"], by_kind["EndpointSlice"], news)
                 await self._dataplane.apply(ops)
+                self._facts = facts
+                self.health.change(
+                    by_kind["Service"], by_kind["EndpointSlice"], self._objects["Service"], self._objects["EndpointSlice"]
+                )
         except NetlinkError as error:
             log.error("the datapath refused an update, everything is stated again: %s", error)
             await self.restate()
 
     # --- parts --------------------------------
+
+    def _wanted_configuration(self, node: Json) -> ProxyConfiguration:
+        """What the objects say now; what is in force where they say it wrongly."""
+        try:
+            config_map = self._objects.get("ConfigMap", {}).get(live.CONFIG_MAP)
+            wanted, complaint = live.configuration(self._started_with, config_map, node), ""
+        except ConfigurationError as error:
+            wanted, complaint = self._proxy_config, f"kube-proxy goes on as it was: {error}"
+        if complaint and complaint != self._complaint:
+            self._complain(complaint)
+        self._complaint = complaint
+        return wanted
 
     async def _attach_host(self, links: Sequence[LinkInfo]) -> None:
         if any(link.name == network.HOST_LINK and link.attached for link in links):
@@ -126,7 +154,7 @@ class NodeState:
             os.close(fd)
 
     async def _network(self, node: Json) -> None:
-        desired = flannel.desired(node, self._objects["Node"].values(), gateway=NODE_GATEWAY)
+        desired = [*flannel.desired(node, self._objects["Node"].values(), gateway=NODE_GATEWAY), *self.gateway]
         dumps = {what: await self._dataplane.dump(what) for what in network.DUMPED}
         await self._dataplane.apply(network.reconcile(desired, dumps))
         await self._configure_host(desired)

@@ -100,7 +100,7 @@ async def register(api: Api, identity: NodeIdentity) -> Json:
             await api.patch("Node", identity.name, "", {"metadata": {"annotations": identity.annotations}})
             return await api.patch("Node", identity.name, "", {"status": status(identity)}, subresource="status")
         except ApiError as error:
-            if error.code < 500:
+            if error.code != 404 and error.code < 500:  # 404: deleted between the two
                 raise
             await trio.sleep(RETRY_SECONDS)
 

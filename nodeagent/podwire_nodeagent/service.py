@@ -1,11 +1,11 @@
 """What the agent offers over gRPC ("podwire.Agent"): exec, logs, traces and dumps of its datapath.
 
-Messages: `podwire_core.agentapi`. Order to read: handlers, then each method.
+Messages: `podwire_core.agentapi`. Order to read: handlers, then each method. The edge offers a part of it (edge/router.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
 import trio
@@ -21,16 +21,28 @@ from podwire_nodeagent.kubelet.kubelet import Kubelet
 TRACE_BATCH = 200
 
 
+Exec = Callable[[agentapi.ExecStart, AsyncIterator[agentapi.EXEC_IN], rpc.Send], Awaitable[None]]
+
+
 class AgentService:
     """The handlers; `handlers` is what `rpc.serve` takes."""
 
     def __init__(self, kubelet: Kubelet, dataplane: Dataplane) -> None:
-        self._kubelet, self._dataplane = kubelet, dataplane
+        self._kubelet, self._datapath = kubelet, DatapathService(kubelet.exec, dataplane)
+
+    def handlers(self) -> dict[str, rpc.Handler]:
+        return self._datapath.handlers() | {"Logs": rpc.replies(agentapi.LogsRequest, self._kubelet.logs)}
+
+
+class DatapathService:
+    """What needs no pods."""
+
+    def __init__(self, exec_: Exec, dataplane: Dataplane) -> None:
+        self._run, self._dataplane = exec_, dataplane
 
     def handlers(self) -> dict[str, rpc.Handler]:
         return {
             "Exec": rpc.stream(agentapi.EXEC_IN, self._exec),
-            "Logs": rpc.replies(agentapi.LogsRequest, self._kubelet.logs),
             "Trace": rpc.replies(agentapi.TraceRequest, self._trace),
             "Dump": rpc.unary(agentapi.DumpRequest, self._dump),
         }
@@ -42,7 +54,7 @@ class AgentService:
             raise ApiError(400, "an exec stream begins with its start message") from None
         if not isinstance(start, agentapi.ExecStart):
             raise ApiError(400, "an exec stream begins with its start message")
-        await self._kubelet.exec(start, requests, send)
+        await self._run(start, requests, send)
 
     async def _dump(self, request: agentapi.DumpRequest) -> agentapi.DumpReply:
         if request.what not in DUMPS:

@@ -10,6 +10,7 @@ from podwire.cli.apply import kubectl_name, read_all
 from podwire.cli.get import fetch, parse_what, refs_of
 from podwire.cli.options import namespace_option, session_command
 from podwire.cli.session import NotFound, Ref, Session
+from podwire.cli.wait import seconds
 from podwire.paths import ClusterError
 from podwire_core.errors import ApiError
 from podwire_core.objects import Json
@@ -31,7 +32,7 @@ POLL = 0.05
     "--cascade", type=click.Choice(["background", "foreground", "orphan"]), default="background", help="What of dependents."
 )
 @click.option("--wait/--no-wait", default=True, help="Wait until they are gone (default).")
-@click.option("--timeout", type=float, default=120.0, help="Seconds to wait.")
+@click.option("--timeout", default="2m", show_default=True, help="How long to wait: 30s, 2m.")
 @session_command
 def delete(
     session: Session,
@@ -46,9 +47,10 @@ def delete(
     force: bool,
     cascade: str,
     wait: bool,
-    timeout: float,
+    timeout: str,
 ) -> None:
     """Delete objects."""
+    patience = seconds(timeout)
     if bool(what) == bool(files):
         raise click.UsageError("name objects, or give -f with manifests")
     refs = _of_files(session, files, recursive, namespace) if files else _named(session, what, namespace, selector, everything)
@@ -70,7 +72,7 @@ def delete(
         )
         deleted.append((ref, done))
     if wait:
-        _wait_until_gone(session, deleted, timeout)
+        _wait_until_gone(session, deleted, patience)
     if missing and not ignore_not_found:
         raise NotFound("\npodwire: ".join(missing))
 

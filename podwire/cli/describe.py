@@ -182,7 +182,7 @@ def _probe(probe: Json) -> str:
     elif "grpc" in probe:
         what = f"grpc :{probe['grpc'].get('port')} {probe['grpc'].get('service') or ''}".rstrip()
     else:
-        what = f"exec {(probe.get('exec') or {}).get('command', [])}"
+        what = f"exec [{' '.join(map(str, (probe.get('exec') or {}).get('command') or []))}]"
     return (
         f"{what} delay={probe.get('initialDelaySeconds', 0)}s timeout={probe.get('timeoutSeconds', 1)}s "
         f"period={probe.get('periodSeconds', 10)}s #success={probe.get('successThreshold', 1)} "

@@ -22,17 +22,22 @@ tty_option = click.option("-t", "--tty", is_flag=True, help="Give the command a 
 
 
 @click.command("exec")
-@click.argument("pod")
-@click.argument("command", nargs=-1, required=True, metavar="-- COMMAND...")
+@click.argument("words", nargs=-1, required=True, metavar="POD -- COMMAND...")
+@click.option("--edge", is_flag=True, help="Outside the cluster, as a client behind its edge; without POD.")
 @stdin_option
 @tty_option
 @click.option("-c", "--container", default="", help="Which container; default: the first.")
 @namespace_option
 @session_command
 def exec_(
-    session: Session, pod: str, command: tuple[str, ...], stdin: bool, tty: bool, container: str, namespace: str | None
+    session: Session, words: tuple[str, ...], edge: bool, stdin: bool, tty: bool, container: str, namespace: str | None
 ) -> int:
-    """Run a command in a container; its exit status is the command's."""
+    """Run a command in a container, or outside the cluster (--edge); its exit status is the command's."""
+    if edge:
+        return _run(session.edge(), ExecStart(list(words), tty=wants_tty(tty), stdin=stdin, outside=True))
+    pod, *command = words
+    if not command:
+        raise click.UsageError("Missing argument '-- COMMAND...'.", click.get_current_context())
     found = session.pod(pod, namespace)
     container = checked_container(found, container)
     agent = session.agent_of(found)

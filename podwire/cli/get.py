@@ -17,6 +17,7 @@ from podwire.cli.formats import table
 from podwire.cli.options import namespace_option, output_option, print_json, print_yaml, session_command
 from podwire.cli.session import Ref, Session
 from podwire.paths import ClusterError
+from podwire_core.errors import ApiError
 from podwire_core.objects import Json
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Query(Struct):
     info: ResourceInfo
     kind: str  # as the API takes it
     names: list[str]
+    custom: list[printers.Column] = []  # of a kind that a CustomResourceDefinition made
 
 
 class Found(Struct):
@@ -78,6 +80,9 @@ def get(
         raise click.UsageError("names cannot be combined with -A, -l or --field-selector")
     space = "" if all_namespaces else (namespace or "default")
     found = [fetch(session, query, space, selector, field_selector) for query in queries]
+    if output in (None, "wide"):
+        for query in queries:
+            query.custom = _custom_columns(session, query.info)
     shape = Shape(output, all_namespaces, show_labels, not no_headers)
     show(found, shape, space)
     if watch:
@@ -110,6 +115,16 @@ def parse_what(session: Session, what: tuple[str, ...]) -> list[Query]:
 def _query(session: Session, word: str) -> Query:
     info = session.resource(word)
     return Query(info, session.api_kind(info), [])
+
+
+def _custom_columns(session: Session, info: ResourceInfo) -> list[printers.Column]:
+    if "." not in info.group or info.group.endswith(".k8s.io"):
+        return []  # built in
+    try:
+        definition = session.api.get("CustomResourceDefinition", f"{info.plural}.{info.group}", "")
+    except ApiError:
+        return []
+    return printers.custom_columns(definition, info.version)
 
 
 def fetch(session: Session, query: Query, space: str, selector: str, fields: str) -> Found:
@@ -156,7 +171,13 @@ def _text(found: Found, shape: Shape, prefix: str) -> str:
     namespaces = shape.namespaces and found.query.info.namespaced
     wide = shape.output == "wide"
     header, rows = printers.rows_of(
-        found.query.info.kind, found.items, time.time(), wide=wide, namespaces=namespaces, prefix=prefix
+        found.query.info.kind,
+        found.items,
+        time.time(),
+        wide=wide,
+        namespaces=namespaces,
+        prefix=prefix,
+        custom=found.query.custom,
     )
     if shape.show_labels:
         header.append("LABELS")

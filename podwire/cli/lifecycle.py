@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from types import TracebackType
@@ -55,20 +56,24 @@ class Progress:
 
 
 @click.command()
-@click.option("--name", default=paths.DEFAULT_NAME, show_default=True, help="The cluster's name; several can run side by side.")
+@click.option(
+    "--name", "--cluster", "name", help="The cluster's name (PODWIRE_CLUSTER, else podwire); several can run side by side."
+)
 @click.option("--nodes", type=click.IntRange(1, 64), default=3, show_default=True, help="How many nodes.")
 @click.option("--cni", default="flannel", show_default=True, help="The pod network.")
 @click.option("--proxy", default="iptables", show_default=True, help="kube-proxy's mode.")
 @click.option("--ip-family", type=click.Choice(list(paths.IP_FAMILIES)), default="ipv4", show_default=True, help="IP families.")
+@click.option("--edge/--no-edge", default=True, show_default=True, help="A router and clients outside the cluster.")
 @click.option("--timeout", type=float, default=60.0, show_default=True, help="Seconds until it gives up.")
-def up(name: str, nodes: int, cni: str, proxy: str, ip_family: str, timeout: float) -> None:
+def up(name: str | None, nodes: int, cni: str, proxy: str, ip_family: str, edge: bool, timeout: float) -> None:
     """Start a cluster and wait until DNS answers in it."""
     from podwire import cluster
     from podwire_nodeagent.proxy import modes
 
     _one_of("--cni", cni, cluster.CNIS)
     _one_of("--proxy", proxy, modes.MODES)
-    config = Config(name, nodes, cni, proxy, version=_version(), ip_family=ip_family)
+    name = name or _given() or paths.DEFAULT_NAME
+    config = Config(name, nodes, cni, proxy, version=_version(), edge=edge, ip_family=ip_family)
     with Progress() as progress:
         cluster.up(config, progress, timeout)
         progress.line(f"cluster {name!r} is up", time.monotonic() - progress.start)
@@ -93,8 +98,16 @@ def down(name: str | None, everything: bool) -> None:
         click.echo(f"cluster {each!r} stopped", err=True)
 
 
+def _given() -> str:
+    """The cluster named before the command (`podwire --cluster c1 down`) or by PODWIRE_CLUSTER, "" if none."""
+    session = click.get_current_context().find_object(Session)
+    return (session.cluster if session else None) or os.environ.get("PODWIRE_CLUSTER") or ""
+
+
 def _default_to_stop() -> str:
     """As `paths.chosen`, but a crashed cluster can be meant too."""
+    if given := _given():
+        return given
     found = paths.clusters()
     if paths.DEFAULT_NAME in found or not found:
         return paths.DEFAULT_NAME

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from podwire.cli import formats as f
+from podwire.paths import ClusterError
 from podwire_core.objects import Json
 
 
@@ -230,6 +231,26 @@ def columns_of(kind: str, wide: bool) -> list[Column]:
     return [column for column in COLUMNS.get(kind, DEFAULT) if wide or not column.wide]
 
 
+def custom_columns(definition: Json, version: str) -> list[Column]:
+    """The columns that a CustomResourceDefinition asks for; [] if it asks for none."""
+    versions = [each for each in _spec(definition).get("versions") or [] if each.get("name") == version]
+    asked = [each for found in versions for each in found.get("additionalPrinterColumns") or []]
+    return [NAME, *map(_custom_column, asked)] if asked else []
+
+
+def _custom_column(asked: Json) -> Column:
+    from podwire.cli import jsonpath
+
+    def value(obj: Json, now: float) -> str:
+        try:
+            text = jsonpath.render(f"{{{asked['jsonPath']}}}", obj)
+        except ClusterError:
+            return ""  # a path that we can't read
+        return f.age(text, now) if asked.get("type") == "date" and text else text
+
+    return Column(str(asked["name"]).upper(), value, bool(asked.get("priority")))
+
+
 def in_order(kind: str, items: list[Json]) -> list[Json]:
     """Events by time, as they are read; everything else by name."""
     if kind == "Event":
@@ -238,10 +259,18 @@ def in_order(kind: str, items: list[Json]) -> list[Json]:
 
 
 def rows_of(
-    kind: str, items: list[Json], now: float, *, wide: bool = False, namespaces: bool = False, prefix: str = ""
+    kind: str,
+    items: list[Json],
+    now: float,
+    *,
+    wide: bool = False,
+    namespaces: bool = False,
+    prefix: str = "",
+    custom: Sequence[Column] = (),
 ) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a table; `prefix` ("pod/") goes before names when several kinds are printed."""
-    columns = columns_of(kind, wide)
+    """Header and rows of a table; `prefix` ("pod/") goes before names when several kinds are printed; `custom` columns
+    take the place of the kind's."""
+    columns = [column for column in custom if wide or not column.wide] or columns_of(kind, wide)
     header = [column.title for column in columns]
     rows = [[column.value(obj, now) for column in columns] for obj in items]
     if prefix and columns[0] is NAME:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from podwire_core.rpc.sync import SyncChannel, SyncClient
 
 
+EDGE = "edge"
+
+
 class Ref(Struct, frozen=True):
     """An object that the user named. `kind` is as the API takes it: "Pod", "Thing.group" where it could be taken for another."""
 
@@ -154,7 +157,29 @@ class Session:
             )
         return self.agent(str(node))
 
+    def edge(self) -> SyncChannel:
+        """The agent of the cluster's edge. It has no object in the API, so only this machine's clusters' is known."""
+        from podwire_core.rpc.sync import SyncChannel
+
+        if self.cluster is None and os.environ.get("PODWIRE_API"):
+            raise ClusterError("the edge of a cluster on other machines is not known here")
+        name = paths.chosen(self.cluster)
+        config = paths.read_config(name)
+        if config is None or not config.edge:
+            raise ClusterError(f"cluster {name!r} has no edge (`podwire up --name {name} --edge` makes one)")
+        return SyncChannel(f"unix:{paths.run_dir(name) / EDGE / 'agent.sock'}")
+
+    def edges(self) -> list[SyncChannel]:
+        """The edge's agent, if there is one and it is known here."""
+        try:
+            return [self.edge()]
+        except ClusterError:
+            return []
+
     def agent(self, node: str) -> SyncChannel:
+        """A node's agent; "edge" is the edge's."""
+        if node == EDGE:
+            return self.edge()
         return self.agent_at(self.get(self.make_ref(self.resource("Node"), node, None)))
 
     def agent_at(self, node: Json) -> SyncChannel:

@@ -15,9 +15,10 @@ import click
 from msgspec import Struct
 
 from podwire.cli.options import namespace_option, output_option, print_json, session_command
-from podwire.cli.session import Session, key
+from podwire.cli.session import EDGE, Session, key
 from podwire.paths import ClusterError
 from podwire_core.agentapi import SERVICE, ExecStart, TraceBatch, TraceRequest
+from podwire_core.constants import NODE_GATEWAY, OUTSIDE_CLIENT, OUTSIDE_GATEWAY
 from podwire_core.errors import ApiError
 from podwire_core.objects import Json
 from podwire_core.trace import Hop
@@ -36,12 +37,12 @@ class Source(Struct):
     addresses: list[str]
     node: str
     pod: str = ""  # "namespace/name"
+    outside: bool = False  # a client behind the edge
 
 
 @click.command()
-@click.argument("source", metavar="FROM")
-@click.argument("target", metavar="TO")
-@click.argument("command", nargs=-1, metavar="[-- COMMAND...]")
+@click.argument("words", nargs=-1, metavar="FROM TO [-- COMMAND...]")
+@click.option("--edge", is_flag=True, help="From outside the cluster; without FROM.")
 @namespace_option
 @click.option("--udp", is_flag=True, help="TO is host:port of UDP.")
 @click.option("--all", "everything", is_flag=True, help="Every packet, not only the first and its reply.")
@@ -50,9 +51,8 @@ class Source(Struct):
 @session_command
 def trace(
     session: Session,
-    source: str,
-    target: str,
-    command: tuple[str, ...],
+    words: tuple[str, ...],
+    edge: bool,
     namespace: str | None,
     udp: bool,
     everything: bool,
@@ -68,10 +68,13 @@ def trace(
     from podwire.cli.trace_view import Story, render
     from podwire.journey import connections, join
 
-    start = find_source(session, source, namespace)
-    argv = list(command) or request_of(session, target, namespace, udp, timeout)
+    if len(words) < 2 - edge:
+        raise click.UsageError(f"Missing argument '{'FROM' if not (words or edge) else 'TO'}'.", click.get_current_context())
+    target, *command = words if edge else words[1:]
+    start = outside() if edge else find_source(session, words[0], namespace)
+    argv = command or request_of(session, target, namespace, udp, timeout)
     with Recorder(session, start) as recorder:
-        exec_start = ExecStart(argv, pod=start.pod)
+        exec_start = ExecStart(argv, pod=start.pod, outside=start.outside)
         code, out, err = terminal.capture(session.agent(start.node), exec_start)
         recorder.settle()
     said = (err or out).decode(errors="replace").strip().splitlines()
@@ -104,6 +107,10 @@ def pod_addresses(pod: Json) -> list[str]:
     """Of both families, the primary one first."""
     status = pod.get("status", {})
     return [each["ip"] for each in status.get("podIPs") or ([{"ip": status["podIP"]}] if status.get("podIP") else [])]
+
+
+def outside() -> Source:
+    return Source(f"outside ({OUTSIDE_CLIENT})", [OUTSIDE_CLIENT], EDGE, outside=True)
 
 
 def node_addresses(node: Json) -> list[str]:
@@ -178,6 +185,17 @@ def connect(host: str, port: int, protocol: str, timeout: int) -> list[str]:
 # --- recording --------------------------------
 
 
+def addresses_to_watch(source: Source, nodes: dict[str, Json]) -> dict[str, list[str]]:
+    """Whose packets each node is to report: the source's, and those of any other node, as which it may have been masqueraded
+    on its way here. The edge sees the source as its own node."""
+    own = {name: node_addresses(node) for name, node in nodes.items()}
+    watched = {
+        name: [*source.addresses, *(address for other, found in own.items() if other != name for address in found)]
+        for name in own
+    }
+    return watched | {EDGE: [*source.addresses, *own.get(source.node, ())]}
+
+
 class Recorder:
     """The trace streams of all agents, while a `with` block runs. A node that cannot be reached is said, and left out."""
 
@@ -191,12 +209,15 @@ class Recorder:
 
     def __enter__(self) -> Recorder:
         started = []
-        for node in self.session.nodes():
+        nodes = {node["metadata"]["name"]: node for node in self.session.nodes()}
+        watched = addresses_to_watch(self.source, nodes)
+        agents = [(name, self.session.agent_at(node)) for name, node in nodes.items()]
+        for name, agent in [*agents, *((EDGE, each) for each in self.session.edges())]:
             ready = threading.Event()
-            channel = self._stack.enter_context(self.session.agent_at(node))
-            stream = channel.replies(SERVICE, "Trace", TraceRequest(self.source.addresses), TraceBatch)
+            channel = self._stack.enter_context(agent)
+            stream = channel.replies(SERVICE, "Trace", TraceRequest(watched.get(name, self.source.addresses)), TraceBatch)
             self._stack.enter_context(stream)
-            thread = threading.Thread(target=self._listen, args=(node["metadata"]["name"], stream, ready), daemon=True)
+            thread = threading.Thread(target=self._listen, args=(name, stream, ready), daemon=True)
             thread.start()
             self._threads.append(thread)
             started.append(ready)
@@ -234,7 +255,7 @@ class Recorder:
 
 def names_of(session: Session) -> dict[str, str]:
     """What every address of the cluster belongs to."""
-    names: dict[str, str] = {}
+    names = {OUTSIDE_CLIENT: "outside", OUTSIDE_GATEWAY: "edge", NODE_GATEWAY: "edge"} if session.edges() else {}
     for node in session.nodes():
         for address in node_addresses(node):
             names[address] = f"node {node['metadata']['name']}"
@@ -242,6 +263,8 @@ def names_of(session: Session) -> dict[str, str]:
         for address in service["spec"].get("clusterIPs") or [service["spec"].get("clusterIP")]:
             if address and address != "None":
                 names[address] = f"Service {key(service)}"
+        for each in service.get("status", {}).get("loadBalancer", {}).get("ingress") or []:
+            names[each.get("ip", "")] = f"Service {key(service)}"
     for pod in session.api.list("Pod").items:
         for address in pod_addresses(pod) if not pod["spec"].get("hostNetwork") else ():
             names[address] = f"pod {key(pod)} on {pod['spec'].get('nodeName')}"

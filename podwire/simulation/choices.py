@@ -8,6 +8,8 @@ from __future__ import annotations
 
 
 class Choices:
+    exhaustive = True  # ask even where the live dataplane goes by history, as a round robin does
+
     def __init__(self) -> None:
         self._script: list[bool] = []
         self._asked = 0

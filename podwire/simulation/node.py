@@ -74,8 +74,8 @@ class SimulatedNode:
 
     def program(self, config: ProxyConfiguration, services: Mapping[str, Json], slices: Mapping[str, Json]) -> None:
         """kube-proxy's rules, composed with the CNI backend's."""
-        for family in flannel.families(decode(Node, self.object)):
-            proxier = modes.make(config, facts_of(self.object), family, flannel.tables(self.object, family))
+        tables = {family: flannel.tables(self.object, family) for family in flannel.families(decode(Node, self.object))}
+        for proxier in modes.make_all(config, facts_of(self.object), tables).values():
             self.stack.apply(proxier.changes(services, slices), 0.0)
 
     @property
@@ -100,6 +100,7 @@ class SimulatedNode:
     def forget_flows(self, now: float) -> None:
         """No connection, no session affinity: the next packet is the first."""
         self.stack.netfilter.forget(now)
+        self.stack.lb.forget(now)
 
     # --- pods --------------------------------
 

@@ -199,6 +199,7 @@ IMMUTABLE = [
     ("Pod", POD, {"containers": [{"name": "c", "image": "nginx", "command": ["sh"]}]}, "$.spec.containers[0]"),
     ("Pod", {**POD, "tolerations": [{"key": "a", "operator": "Exists"}]}, {"tolerations": []}, "$.spec.tolerations"),
     ("Service", {"ports": [{"port": 80}]}, {"clusterIP": "10.96.0.99", "clusterIPs": ["10.96.0.99"]}, "$.spec.clusterIP"),
+    ("Service", {"ports": [{"port": 80}]}, {"clusterIP": "10.96.0.99"}, "$.spec.clusterIP"),
     ("Node", {"podCIDR": "10.244.1.0/24"}, {"podCIDR": "10.244.2.0/24"}, "$.spec.podCIDR"),
 ]
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from podwire.check import check
+from podwire_nodeagent.proxy import modes
 
 NODES = [
     {
@@ -356,7 +357,7 @@ def test_bad_objects_are_named(objects, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"proxy": "nftables"}, "proxy: mode 'nftables' is not there; there are: iptables"),
+        ({"proxy": "userspace"}, f"proxy: mode 'userspace' is not there; there are: {', '.join(modes.MODES)}"),
         ({"cni": "calico"}, "cni: 'calico' is not there; there are: flannel"),
     ],
 )

@@ -57,10 +57,18 @@ class TestBackOff:
 
 def test_command_lines_of_a_cluster(tmp_path):
     found = {service.state.name: " ".join(service.state.argv[1:]) for service in services_of(Config("c", 2, slot=3), tmp_path)}
-    assert list(found) == ["apiserver", "node1", "node2"]
+    assert list(found) == ["apiserver", "node1", "node2", "edge"]
     assert f"--listen unix:{tmp_path}/api.sock" in found["apiserver"]
     assert "--node node2" in found["node2"]
     assert "--internal-ip 192.168.1.12 --underlay 127.3.0.12" in found["node2"]
+    assert found["node1"].endswith("--edge-underlay 127.3.0.1")
+    assert found["edge"].endswith(f"--dir {tmp_path}/edge --underlay 127.3.0.1")
+
+
+def test_a_cluster_without_an_edge(tmp_path):
+    found = {service.state.name: service.state.argv for service in services_of(Config("c", 1, edge=False), tmp_path)}
+    assert list(found) == ["apiserver", "node1"]
+    assert "--edge-underlay" not in found["node1"]
 
 
 SCRIPT = """

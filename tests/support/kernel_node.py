@@ -60,6 +60,10 @@ class KernelNode:
             sock.close()
         netns.delete(self._path)
 
+    def fd(self, link: str) -> int:
+        """Frames in and out, non-blocking, virtio header first."""
+        return self._fds[link]
+
     def run(self, *argv: str, stdin: str = "") -> str:
         with netns.in_netns(self._path):
             done = subprocess.run(argv, input=stdin, text=True, capture_output=True)

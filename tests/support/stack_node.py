@@ -25,11 +25,11 @@ class Script:
 
 
 class StackNode:
-    def __init__(self, ops, tables) -> None:
+    def __init__(self, ops, tables, chooser=None) -> None:
         self._script = Script()
         host = LinkAdd(network.HOST_LINK, "host", mac=GATEWAY_MAC, peer_mac=network.HOST_TAP_MAC)
         settings = [SysctlSet("net.ipv4.ip_forward", "1"), SysctlSet("net.ipv4.conf.all.route_localnet", "1")]
-        self.stack = Stack("node1", self._script)
+        self.stack = Stack("node1", chooser or self._script)
         self.stack.apply([*ops, host, *settings, TablesReplace(tuple(tables))], 0.0)
         self._names = {link.index: link.name for link in self.stack.dump("links", 0.0)}
         self._macs = {link.name: link.mac for link in self.stack.dump("links", 0.0)}

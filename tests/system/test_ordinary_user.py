@@ -35,6 +35,8 @@ $podwire wait pod/client --for=condition=Ready --timeout 60s
 $podwire exec client -- curl -sS -m 5 http://web.default.svc.cluster.local
 $podwire node node1 -- ip -d link show flannel.1
 $podwire trace client http://web
+$podwire exec --edge -- ping -c 1 -W 5 192.168.1.11
+$podwire exec client -- curl -sS -m 5 http://192.0.2.7/
 """
 
 
@@ -79,4 +81,5 @@ def test_the_whole_way_without_root(home):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "vxlan id 1" in done.stdout
     assert "in a tunnel to" in done.stdout
+    assert "192.0.2.7:80, outside the cluster" in done.stdout
     assert not list((home / "run").glob("*/cluster.json"))

@@ -79,7 +79,7 @@ def _subset(ports: Ports, endpoints: list[PodEndpoint]) -> Json:
     for field, is_ready in (("addresses", True), ("notReadyAddresses", False)):
         listed = [_address(each) for each in endpoints if each.value["conditions"]["ready"] is is_ready]
         if listed:
-            subset[field] = listed
+            subset[field] = sorted(listed, key=lambda address: str(address["ip"]))  # as text, as Kubernetes does
     if ports:
         subset["ports"] = slice_ports(ports)
         for port in subset["ports"]:

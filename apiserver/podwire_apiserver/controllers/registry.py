@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from podwire_core.constants import POD_CIDR
+from podwire_core.constants import LOAD_BALANCER_POOL, POD_CIDR
 
 from .crd import CrdController
 from .daemonset import DaemonSetController
@@ -11,6 +11,7 @@ from .endpointslice import EndpointSliceController
 from .engine import Controller
 from .garbage import GarbageCollector
 from .job import JobController
+from .loadbalancer import LoadBalancerController
 from .mirroring import EndpointsController, MirroringController
 from .namespaces import NamespaceController, ServiceAccountController
 from .nodes import NodeIpamController, NodeLifecycleController, PodGarbageController, TaintEvictionController
@@ -38,9 +39,12 @@ def workload_controllers(cluster_cidr: str = POD_CIDR, node_mask: int = 24, node
     ]
 
 
-def all_controllers(cluster_cidr: str = POD_CIDR, node_mask: int = 24, node_mask6: int = 64) -> list[Controller]:
+def all_controllers(
+    cluster_cidr: str = POD_CIDR, node_mask: int = 24, pool: str = LOAD_BALANCER_POOL, node_mask6: int = 64
+) -> list[Controller]:
     return [
         *workload_controllers(cluster_cidr, node_mask, node_mask6),
+        LoadBalancerController(pool),
         NodeLifecycleController(),
         TaintEvictionController(),
         PodGarbageController(),

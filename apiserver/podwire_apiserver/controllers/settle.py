@@ -23,6 +23,8 @@ from .actions import AnyAction
 from .common import condition_of, finished, phase_of, with_condition
 from .endpoints import addresses_of
 from .engine import Controller
+from .loadbalancer import LoadBalancerController
+from .loadbalancer import addresses_of as addresses_outside
 from .memory import Memory
 from .nodes import NodeIpamController
 from .registry import workload_controllers
@@ -81,6 +83,7 @@ class Settling:
         controllers = [
             Sparing(each, spared) if each.name in _ENDPOINTS else each for each in workload_controllers(cluster_cidr, node_mask)
         ]
+        controllers.append(Sparing(LoadBalancerController(), _with_addresses(self.given)))
         self.networks = NodeIpamController(cluster_cidr, node_mask)
         self.memory = Memory(controllers, admit=admission.default)
         self.services = ServiceAllocator(ranges, as_given=True)
@@ -209,6 +212,11 @@ def _service_of(obj: Json) -> str | None:
     if obj["kind"] == "EndpointSlice" and SERVICE_NAME in labels_of(obj):
         return f"{namespace_of(obj)}/{labels_of(obj)[SERVICE_NAME]}"
     return None
+
+
+def _with_addresses(objects: Iterable[Json]) -> set[str]:
+    """Services whose status already says where they are reached from outside."""
+    return {key_of(obj) for obj in objects if obj["kind"] == "Service" and addresses_outside(obj)}
 
 
 def networks_of(node: Json) -> list[str]:

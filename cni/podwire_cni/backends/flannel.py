@@ -17,8 +17,9 @@ Order to read: names, annotations (publish), Peer, desired, tables, net_conf.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 
 from msgspec import Struct
 
@@ -49,6 +50,7 @@ MTU = 1500
 OVERHEAD = 50  # outer Ethernet, IPv4, UDP, VXLAN
 POD_MTU = MTU - OVERHEAD
 MASQUERADE_MARK = 0x4000  # kube-proxy's: what it will masquerade must not be masqueraded twice
+_MAC = re.compile("[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
 
 
 # --- annotations --------------------------------
@@ -94,6 +96,11 @@ class Peer(Struct, frozen=True):
     underlay_host: str
     cable_port: int
 
+    @property
+    def node_ip(self) -> str:
+        """Of the preferred family."""
+        return self.ends[0].node_ip
+
     @classmethod
     def of(cls, obj: Json) -> Peer | None:
         """None if the node has not published, or published what cannot be read."""
@@ -101,22 +108,32 @@ class Peer(Struct, frozen=True):
         notes = node.metadata.annotations or {}
         try:
             ends = [
-                End(family, notes[PUBLIC_IP[family]], pod_cidr(node, family), str(json.loads(notes[data])["VtepMAC"]))
+                End(family, notes[PUBLIC_IP[family]], pod_cidr(node, family), json.loads(notes[data])["VtepMAC"])
                 for family, data in BACKEND_DATA.items()
                 if data in notes
             ]
-            return (
-                None
-                if not ends
-                else cls(
-                    tuple(ends),
-                    notes.get(agentapi.UPLINK_MAC, ""),
-                    notes.get(agentapi.UNDERLAY_HOST, ""),
-                    int(notes.get(agentapi.UNDERLAY_CABLE_PORT, CABLE_PORT)),
-                )
+            peer = cls(
+                tuple(ends),
+                notes.get(agentapi.UPLINK_MAC, ""),
+                notes.get(agentapi.UNDERLAY_HOST, ""),
+                int(notes.get(agentapi.UNDERLAY_CABLE_PORT, CABLE_PORT)),
             )
+            peer._check()
         except (KeyError, TypeError, ValueError):
             return None
+        return peer
+
+    def _check(self) -> None:
+        """ValueError or TypeError. A datapath refuses what holds one wrong address as a whole."""
+        if not self.ends:
+            raise ValueError("no address")
+        for end in self.ends:
+            if ip_address(end.node_ip).version != end.family or not _MAC.fullmatch(end.vtep_mac):
+                raise ValueError("not an address of the family, or not a MAC address")
+        if not (_MAC.fullmatch(self.uplink_mac) or not self.underlay_host):
+            raise ValueError("not a MAC address")
+        if not 0 < self.cable_port < 1 << 16:
+            raise ValueError("not a UDP port")
 
 
 def internal_ip(node: Node, family: int = 4) -> str:
@@ -161,8 +178,11 @@ def desired(
     ops = _uplink(own, {4: node_network, 6: NODE_NETWORK6}, gateway)
     ops += _own_network(own)
     peers = [Peer.of(obj) for obj in nodes if obj["metadata"]["name"] != own.metadata.name]
-    for peer in sorted((p for p in peers if p is not None), key=lambda p: p.ends[0].node_ip):
-        ops += _peer(peer, tuple(family for family in FAMILIES if has_tunnel(own, family)), cable)
+    for peer in sorted((p for p in peers if p is not None), key=lambda p: p.node_ip):
+        # A podCIDR given again after a node was deleted is ours before that node is gone: no route may lead away with it.
+        own_cidrs = {end.family: pod_cidr(own, end.family) for end in peer.ends if has_tunnel(own, end.family)}
+        tunnels = tuple(end.family for end in peer.ends if own_cidrs.get(end.family) not in (None, end.pod_cidr))
+        ops += _peer(peer, tunnels, cable)
     return ops
 
 

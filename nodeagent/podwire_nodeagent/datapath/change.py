@@ -29,6 +29,7 @@ class Change:
         self._undo: list[Callable[[], Any]] = []
         self._netfilter: Transaction | None = None
         self.connections: list[netlink.ConntrackDel] = []
+        self.afterwards: list[Callable[[], None]] = []  # what cannot fail, when the rest is in force
         self.sysctls = False
 
     # --- primitives, each with its inverse
@@ -49,6 +50,10 @@ class Change:
             if old is not None:
                 mapping[key] = old
 
+        self._undo.append(inverse)
+
+    def undo(self, inverse: Callable[[], Any]) -> None:
+        """Run when the transaction is refused, after the inverses of what is done from now on."""
         self._undo.append(inverse)
 
     def add_link(self, link: Link) -> None:
@@ -119,11 +124,14 @@ class Change:
     def commit(self) -> None:
         if self._netfilter is not None:
             self._netfilter.commit()
+        for action in self.afterwards:
+            action()
         if self.sysctls:
             self.stack.settings.reload()
             self.stack.netfilter.reconfigure()
         for which in self.connections:
             self.stack.netfilter.delete_conntrack(which, self.now)
+            self.stack.lb.delete(which, self.now)
 
     def link(self, name: str) -> Link:
         found = self.stack.links.get(name)

@@ -11,7 +11,8 @@ from typing import Protocol
 
 
 class Chooser(Protocol):
-    """What the stack asks when it may choose."""
+    """What the stack asks when it may choose. One with a true attribute `exhaustive` is also asked where the choice depends on
+    what was chosen before."""
 
     def chance(self, probability: float) -> bool:
         """True with that probability."""

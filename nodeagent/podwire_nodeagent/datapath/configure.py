@@ -16,7 +16,9 @@ from podwire_core.netlink import NetlinkError, Op
 from podwire_nodeagent.datapath.bridge import FdbEntry
 from podwire_nodeagent.datapath.change import Change
 from podwire_nodeagent.datapath.configure_links import addr_add, addr_del, link_add, link_del, link_set
+from podwire_nodeagent.datapath.ebpf import configuring as bpf
 from podwire_nodeagent.datapath.fib import Route
+from podwire_nodeagent.datapath.ipvs import configure as ipvs_configure
 from podwire_nodeagent.datapath.links import Link
 from podwire_nodeagent.datapath.netfilter.listing import connection_filter
 from podwire_nodeagent.datapath.wire import ZERO_MAC, address_bytes, mac_bytes
@@ -72,13 +74,31 @@ def route_add(change: Change, op: netlink.RouteAdd) -> None:
     if any(len(part) not in (0, len(dst)) for part in (route.via, route.src)):
         raise NetlinkError("EINVAL", f"route {op.dst}: addresses of two families")
     fib = change.stack.fib
-    fib.check_nexthop(route)
+    if op.nexthops:
+        route.spread(next_hops(change, op, dst, plen))
+    else:
+        fib.check_nexthop(route)
     same = [other for other in fib.table(table).same_net(dst, plen) if other.metric == op.metric]
     if same and not op.replace:
         raise NetlinkError("EEXIST", f"route {op.dst} exists")
     if same:
         change.remove_route(same[0])
     change.add_route(route)
+
+
+def next_hops(change: Change, op: netlink.RouteAdd, dst: bytes, plen: int) -> list[tuple[int, Route]]:
+    """(weight, route) for each: as if it were the only one."""
+    if op.via or op.dev or op.type != "unicast":
+        raise NetlinkError("EINVAL", f"route {op.dst}: next hops, and via, dev or another type beside them")
+    src, found = address_bytes(op.src) if op.src else b"", []
+    for hop in op.nexthops:
+        via = address_bytes(hop.via)
+        if not 1 <= hop.weight <= 256 or len(via) != len(dst):
+            raise NetlinkError("EINVAL", f"route {op.dst}: next hop {hop.via} weight {hop.weight} is not valid")
+        dev = change.link(hop.dev) if hop.dev else None
+        route = Route(dst, plen, dev, via=via, src=src, onlink=op.onlink, metric=op.metric, proto=op.proto)
+        found.append((hop.weight, change.stack.fib.check_nexthop(route)))
+    return found
 
 
 def route_del(change: Change, op: netlink.RouteDel) -> None:
@@ -184,6 +204,14 @@ def chains_update(change: Change, op: netlink.ChainsUpdate) -> None:
     change.netfilter().update(op)
 
 
+def nft_replace(change: Change, op: netlink.NftReplace) -> None:
+    change.stack.netfilter.nftables.replace(op.tables, change)
+
+
+def nft_update(change: Change, op: netlink.NftUpdate) -> None:
+    change.stack.netfilter.nftables.update(op, change)
+
+
 def conntrack_del(change: Change, op: netlink.ConntrackDel) -> None:
     connection_filter(op)  # refuses what cannot be read
     change.connections.append(op)
@@ -211,6 +239,11 @@ OPERATIONS: dict[type[Op], Callable[[Change, Any], None]] = {
     netlink.UnderlayDel: underlay_del,
     netlink.TablesReplace: tables_replace,
     netlink.ChainsUpdate: chains_update,
+    netlink.NftReplace: nft_replace,
+    netlink.NftUpdate: nft_update,
     netlink.ConntrackDel: conntrack_del,
     netlink.SysctlSet: sysctl_set,
+    **ipvs_configure.OPERATIONS,
+    netlink.BpfReplace: bpf.replace,
+    netlink.BpfMapUpdate: bpf.update,
 }

@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from podwire_core import nftables as nft
 from podwire_core.netlink import (
     AddrInfo,
+    BpfMapInfo,
+    BpfState,
     ConntrackInfo,
     FdbInfo,
     LinkInfo,
     NeighInfo,
     NetlinkError,
+    NextHop,
     RouteInfo,
     TableDump,
     UnderlayInfo,
 )
+from podwire_nodeagent.datapath.ebpf import listing as bpf_listing
+from podwire_nodeagent.datapath.ipvs import listing
 from podwire_nodeagent.datapath.wire import address_text, mac_text
 
 if TYPE_CHECKING:
@@ -71,7 +77,7 @@ def route_info(route: Route) -> RouteInfo:
     dst = ("default" if plain else "::/0") if not route.plen else f"{address_text(route.dst)}/{route.plen}"
     return RouteInfo(
         dst=dst,
-        dev=route.dev.name if route.dev else "",
+        dev=route.dev.name if route.dev and not route.hops else "",
         via=address_text(route.via) if route.via else "",
         src=address_text(route.src) if route.src else "",
         onlink=route.onlink,
@@ -80,7 +86,12 @@ def route_info(route: Route) -> RouteInfo:
         type=route.type,
         scope=route.scope,
         table=route.table,
+        nexthops=next_hops(route),
     )
+
+
+def next_hops(route: Route) -> tuple[NextHop, ...]:
+    return tuple(NextHop(address_text(way.via), way.dev.name if way.dev else "", weight) for _, weight, way in route.hops)
 
 
 def neighs(stack: Stack, now: float) -> list[NeighInfo]:
@@ -120,6 +131,18 @@ def rules(stack: Stack, _: float) -> list[TableDump]:
     return stack.netfilter.dump()
 
 
+def nftables(stack: Stack, now: float) -> list[nft.Table]:
+    return stack.netfilter.nftables.dump(now)
+
+
+def bpf_maps(stack: Stack, now: float) -> list[BpfMapInfo]:
+    return bpf_listing.maps(stack.lb, now)
+
+
+def bpf_state(stack: Stack, now: float) -> BpfState:
+    return bpf_listing.state(stack.lb, now)
+
+
 def sysctls(stack: Stack, _: float) -> dict[str, str]:
     return dict(sorted(stack.settings.values.items()))
 
@@ -137,6 +160,12 @@ DUMPS: dict[str, Callable[[Stack, float], Any]] = {
     "conntrack": conntrack,
     "underlay": underlay,
     "rules": rules,
+    "nftables": nftables,
+    "ipsets": listing.ipsets,
+    "ipvs": listing.ipvs,
+    "ipvs.connections": listing.connections,
+    "bpf.maps": bpf_maps,
+    "bpf": bpf_state,
     "sysctls": sysctls,
     "counters": counters,
     "info": info,

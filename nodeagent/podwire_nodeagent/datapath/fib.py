@@ -4,6 +4,8 @@ Rules:
 - Two tables, looked up in the order of `ip rule`: local (addresses and broadcasts of the node), then main.
 - The longest prefix wins, then the lowest metric, then the route added first.
 - A route's next hop must be reachable when it is added, and is never resolved recursively later.
+- A route with several next hops is a list of routes (`hops`), of which a flow takes one by its hash: the hash's range is
+  divided by weight, as fib_multipath does (hash-threshold, RFC 2992). It goes with any of its links.
 - The two tables hold both families: the length of an address says which.
 - Lookups are memoised until the next change. Nothing here sends or sees packets.
 
@@ -12,7 +14,9 @@ Order to read: Route, Table, Fib (lookup, then check and change).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+from zlib import crc32
 
 from podwire_core.netlink import NetlinkError
 from podwire_nodeagent.datapath.links import Link
@@ -26,7 +30,7 @@ class Route:
     """One route. `dev` is None for blackhole and its like. `gateway` is whom packets are sent to: `via`, unless that is
     an address of the node itself, which makes the destinations neighbours."""
 
-    __slots__ = ("dev", "dst", "gateway", "metric", "onlink", "plen", "proto", "scope", "src", "table", "type", "via")
+    __slots__ = ("dev", "dst", "gateway", "hops", "metric", "onlink", "plen", "proto", "scope", "src", "table", "type", "via")
 
     def __init__(
         self,
@@ -45,8 +49,25 @@ class Route:
     ) -> None:
         self.dst, self.plen, self.dev, self.via, self.src = dst, plen, dev, via, src
         self.gateway = via
+        self.hops: tuple[Hop, ...] = ()
         self.onlink, self.metric, self.proto, self.type, self.table = onlink, metric, proto, type, table
         self.scope = scope or ("link" if type == "unicast" and not via else "host" if type == "local" else "global")
+
+    def spread(self, hops: Sequence[tuple[int, Route]]) -> None:
+        """Make this a multipath route over these (weight, route)."""
+        total, upto, found = sum(weight for weight, _ in hops), 0, []
+        for weight, way in hops:
+            upto += weight
+            found.append(Hop(HASHES * upto // total, weight, way))
+        self.hops = tuple(found)
+        self.dev, self.scope = found[0].way.dev, found[0].way.scope
+
+    def towards(self, flow: int) -> Route:
+        """The route that a flow with this hash takes."""
+        return next((hop.way for hop in self.hops if flow < hop.bound), self)
+
+    def uses(self, link: Link) -> bool:
+        return self.dev is link or any(hop.way.dev is link for hop in self.hops)
 
     def text(self) -> str:
         """As `ip route` prints it."""
@@ -68,6 +89,22 @@ class Route:
 
     def _suffix(self) -> str:
         return "" if self.plen == 8 * len(self.dst) else f"/{self.plen}"
+
+
+class Hop(NamedTuple):
+    """One of several next hops: flows whose hash is below `bound` (and not below the one before) go this `way`."""
+
+    bound: int
+    weight: int
+    way: Route
+
+
+HASHES = 1 << 32
+
+
+def flow_hash(key: bytes) -> int:
+    """Of a connection's key (addresses, ports, protocol), or of two addresses alone: below HASHES."""
+    return crc32(key) * 0x9E3779B1 % HASHES  # crc32 is linear: neighbouring ports must not go to neighbouring hops
 
 
 def masked(address: bytes, plen: int) -> bytes:
@@ -215,7 +252,7 @@ class Fib:
         return self.table(route.table).remove(route)
 
     def of_link(self, link: Link) -> list[Route]:
-        return [route for route in self if route.dev is link]
+        return [route for route in self if route.uses(link)]
 
     def check_nexthop(self, route: Route) -> Route:
         """The route with its device found out, or NetlinkError as the kernel refuses it."""

@@ -47,6 +47,8 @@ class Flow:
 
     __slots__ = (
         "addresses",
+        "bpf",
+        "bpf_direction",
         "bytes",
         "ct",
         "direction",
@@ -79,6 +81,9 @@ class Flow:
         self.l4_delta = word_delta(before, self.addresses)
         self.ip_delta = (self.pseudo_delta + self.ttl * 256) % 65535
         self.ct, self.direction, self.epoch = ct, walk.packet.direction, ct.epoch
+        self.bpf, self.bpf_direction = walk.bpf, walk.bpf_direction
+        if ct is walk.bpf:
+            self.bpf, self.direction = None, walk.bpf_direction
         self.expires = min(walk.now + LIFETIME, walk.expires)
         self.mtu, self.verdict = walk.mtu, walk.verdict
         self.hits, self.seen, self.fdb_source = walk.packet.hits or [], walk.seen, walk.fdb_source
@@ -97,13 +102,15 @@ def flow_key(link: int, frame: Buffer) -> tuple[FlowKey, int]:
 
 def make_flow(walk: Walk, key: FlowKey, ttl: int, netfilter: Netfilter) -> Flow | None:
     """The entry for what `walk` did to a frame that had this key and TTL, None if it cannot stand for others."""
-    packet = walk.packet
-    ct = packet.ct
+    packet, bpf = walk.packet, walk.bpf
+    ct = bpf if walk.untracked else packet.ct
     if not walk.cacheable or len(walk.emits) != 1 or packet.proto not in (TCP, UDP):
         return None
     if packet.l4 != L3 + (20 if packet.family == 4 else 40):
         return None
-    if walk.emits[0][1] is not walk.frame or ct is None or not netfilter.cacheable(packet):
+    if walk.emits[0][1] is not walk.frame or ct is None or not (walk.untracked or netfilter.cacheable(packet)):
+        return None
+    if bpf is not None and not bpf.settled(packet):
         return None
     if ct.packets_original + ct.packets_reply < 2:  # the nat table was asked on this walk, and may have marked the packet
         return None
@@ -175,6 +182,9 @@ class FlowCache:
             return None
         ct = flow.ct
         if ct.epoch != flow.epoch or not ct.touch(flow.direction, total, now):
+            return None
+        bpf = flow.bpf
+        if bpf is not None and (bpf.epoch < 0 or not bpf.touch(flow.bpf_direction, total, now)):
             return None
         frame[10:22] = flow.macs
         if flow.rewrites:

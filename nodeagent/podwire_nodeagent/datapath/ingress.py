@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 
 from podwire_nodeagent.datapath import arp, egress, fragments, ip
 from podwire_nodeagent.datapath.bridge import RESERVED_GROUP
+from podwire_nodeagent.datapath.ebpf import programs
+from podwire_nodeagent.datapath.ebpf.translate import leave
 from podwire_nodeagent.datapath.neigh import USABLE
 from podwire_nodeagent.datapath.packet import Packet
 from podwire_nodeagent.datapath.walk import Walk
@@ -54,6 +56,8 @@ def receive(stack: Stack, walk: Walk, link: Link) -> None:
     walk.seen.append((link, False))
     if walk.steps is not None:
         walk.step("tunnel" if link.kind == "vxlan" else "link", "decapsulate" if link.kind == "vxlan" else "pass", link.name)
+    if stack.lb.attached and not programs.arrive(stack, walk, link):
+        return
     if link.kind == "host":
         host_receive(stack, walk, link)
     elif link.master is not None:
@@ -177,7 +181,7 @@ def bridge_up(stack: Stack, walk: Walk, bridge: Link) -> None:
 def copy_of(stack: Stack, walk: Walk) -> Walk:
     """One of the frames of a flood; hooks may rewrite each."""
     own = Walk(bytearray(walk.frame), walk.link, walk.now, walk.emits)
-    own.dev, own.port, own.prerouted = walk.dev, walk.port, walk.prerouted
+    own.dev, own.port, own.prerouted, own.untracked = walk.dev, walk.port, walk.prerouted, walk.untracked
     own.largest_fragment, own.cacheable = walk.largest_fragment, False
     own.steps, own.clock, own.lap = walk.steps, walk.clock, walk.lap
     if walk.prerouted:
@@ -190,7 +194,7 @@ def clone(packet: Packet, frame: bytearray | memoryview) -> Packet:
     own = Packet()
     own.parse(frame)
     own.mark, own.ct, own.ctinfo, own.direction = packet.mark, packet.ct, packet.ctinfo, packet.direction
-    own.in_link, own.volatile = packet.in_link, True
+    own.in_link, own.bridged, own.volatile = packet.in_link, packet.bridged, True
     return own
 
 
@@ -203,6 +207,8 @@ def forward_to(stack: Stack, walk: Walk, bridge: Link, port: Link) -> None:
             return
         if not ip.passes(stack, walk, stack.netfilter.postrouting(packet, walk.now, walk.steps)):
             return
+        if stack.lb.attached:
+            leave(stack, walk)
         walk.mtu = min(walk.mtu, port.mtu)
         if walk.largest_fragment and packet.length > port.mtu:
             for piece in fragments.split(walk.frame, packet, min(port.mtu, walk.largest_fragment), stack.next_ident()):

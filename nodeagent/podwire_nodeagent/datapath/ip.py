@@ -13,12 +13,17 @@ Rules, all Linux':
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from podwire_core.trace import Step
 from podwire_nodeagent.datapath import egress, fragments, icmp, icmp6, ip6
-from podwire_nodeagent.datapath.fib import UNREACHABLE_TYPES, Route
-from podwire_nodeagent.datapath.netfilter import ACCEPT, Outcome
-from podwire_nodeagent.datapath.packet import Packet
+from podwire_nodeagent.datapath.ebpf.translate import answer as bpf_answer
+from podwire_nodeagent.datapath.ebpf.translate import leave
+from podwire_nodeagent.datapath.fib import UNREACHABLE_TYPES, Route, flow_hash
+from podwire_nodeagent.datapath.netfilter import ACCEPT, SERVED, Outcome
+from podwire_nodeagent.datapath.netfilter.connection import packet_key
+from podwire_nodeagent.datapath.packet import RELATED, UNTRACKED, Packet
 from podwire_nodeagent.datapath.walk import Walk
 from podwire_nodeagent.datapath.wire import L3, TCP, UDP, VNET, Buffer
 
@@ -26,6 +31,7 @@ if TYPE_CHECKING:
     from podwire_nodeagent.datapath.links import Link
     from podwire_nodeagent.datapath.stack import Stack
 
+Hook = Callable[[Packet, float, list[Step] | None], Outcome]
 LIMITED_BROADCAST = b"\xff\xff\xff\xff"
 SOURCE_ROUTES = (131, 137)
 UNREACHABLE_CODES = {
@@ -51,6 +57,7 @@ def enter(stack: Stack, walk: Walk) -> bool:
     if not parse(stack, walk, walk.dev.name):
         return False
     walk.packet.in_link = walk.dev.name
+    walk.packet.bridged = walk.port is not None
     walk.prerouted = True
     return passes(stack, walk, stack.netfilter.prerouting(walk.packet, walk.now, walk.steps))
 
@@ -78,6 +85,8 @@ def parse(stack: Stack, walk: Walk, where: str) -> bool:
         walk.frame = packet.buf = memoryview(walk.frame)[: packet.end]
         walk.cacheable = False
     packet.hits = []
+    if walk.untracked:
+        packet.ctinfo = UNTRACKED
     return True
 
 
@@ -124,7 +133,7 @@ def route_input(stack: Stack, walk: Walk) -> None:
     packet, dev = walk.packet, walk.dev
     assert dev is not None
     dst = packet.dst
-    reason = martian(stack, packet, dev) if packet.family == 4 else ip6.martian(packet, dev)
+    reason = "" if walk.untracked else martian(stack, packet, dev) if packet.family == 4 else ip6.martian(packet, dev)
     if reason:
         walk.drop(reason, "fib")
         return
@@ -138,7 +147,7 @@ def route_input(stack: Stack, walk: Walk) -> None:
     if dst[0] & 0xF0 == 0xE0 and packet.family == 4:
         walk.drop("multicast_not_member", "fib")
         return
-    route = stack.fib.lookup(dst)
+    route = way(stack, packet)
     if walk.steps is not None:
         walk.step("fib", "route" if route else "error", route.text() if route else "network unreachable")
     if route is not None and route.table == "local" and route.type in ("local", "broadcast"):
@@ -150,6 +159,17 @@ def route_input(stack: Stack, walk: Walk) -> None:
         walk.drop("group_frame_not_forwarded", "fib")
     else:
         forward(stack, walk, route)
+
+
+def way(stack: Stack, packet: Packet) -> Route | None:
+    """The route for a packet; of several next hops its flow's. An ICMP error goes where the flow that it is about goes."""
+    route = stack.fib.lookup(packet.dst)
+    if route is None or not route.hops:
+        return route
+    key = packet_key(packet)
+    if packet.ctinfo == RELATED and packet.ct is not None:
+        key = packet.ct.reply if packet.direction else packet.ct.original
+    return route.towards(flow_hash(key if stack.settings.multipath_ports else key[: 2 * len(packet.dst)]))
 
 
 def martian(stack: Stack, packet: Packet, dev: Link) -> str:
@@ -182,20 +202,35 @@ def deliver(stack: Stack, walk: Walk, kind: str) -> None:
     """INPUT, then out to the host namespace."""
     host = stack.links.host
     walk.packet.out_link = ""
-    if not passes(stack, walk, stack.netfilter.input(walk.packet, walk.now, walk.steps)):
+    outcome = stack.netfilter.input(walk.packet, walk.now, walk.steps)
+    if not passes(stack, walk, outcome):
+        return
+    if outcome is SERVED:
+        send_on(stack, walk)
         return
     if host is None:
         walk.drop("no_host_link", "link")
         return
+    if stack.lb.attached:
+        leave(stack, walk)
     if walk.steps is not None:
         walk.step("fib", "deliver", kind)
     egress.to_neighbour(stack, walk, host, walk.packet.dst, walk.frame)
 
 
+def send_on(stack: Stack, walk: Walk) -> None:
+    """A request of which ip_vs knows a real server: out by the hook OUTPUT, not FORWARD."""
+    walk.packet.in_link = ""
+    route = stack.fib.lookup(walk.packet.dst)
+    if walk.steps is not None:
+        walk.step("fib", "route" if route else "error", route.text() if route else "network unreachable")
+    forward(stack, walk, route, stack.netfilter.served)
+
+
 # --- through this node --------------------------------
 
 
-def forward(stack: Stack, walk: Walk, route: Route | None) -> None:
+def forward(stack: Stack, walk: Walk, route: Route | None, hook: Hook | None = None) -> None:
     dev = usable(stack, walk, route)
     if dev is None or route is None:
         return
@@ -210,7 +245,7 @@ def forward(stack: Stack, walk: Walk, route: Route | None) -> None:
         return
     packet.out_link = dev.name
     decrement_ttl(packet)
-    if passes(stack, walk, stack.netfilter.forward(packet, walk.now, walk.steps)):
+    if passes(stack, walk, (hook or stack.netfilter.forward)(packet, walk.now, walk.steps)):
         finish_output(stack, walk, route, dev)
 
 
@@ -287,6 +322,8 @@ def finish_output(stack: Stack, walk: Walk, route: Route, dev: Link) -> None:
     if dev.kind == "loopback":
         loop(stack, walk, dev)
         return
+    if stack.lb.attached:
+        leave(stack, walk)
     nexthop = route.gateway or packet.dst
     if not fits(stack, walk, dev):
         return
@@ -355,11 +392,11 @@ def output(stack: Stack, walk: Walk) -> None:
 
 
 def output_route(stack: Stack, walk: Walk) -> Route | None:
-    """A link-local address is on the link that the walk says, or nowhere."""
+    """A link-local address is on the link that the walk says, or nowhere; groups are nowhere."""
     dst = walk.packet.dst
-    if len(dst) == 16 and icmp6.is_link_local(dst):
-        return Route(dst, 128, walk.dev) if walk.dev is not None else None
-    return stack.fib.lookup(dst)
+    if len(dst) == 16 and (icmp6.is_link_local(dst) or icmp6.is_multicast(dst)):
+        return Route(dst, 128, walk.dev) if walk.dev is not None and icmp6.is_link_local(dst) else None
+    return way(stack, walk.packet)
 
 
 def out_device(stack: Stack, walk: Walk, route: Route | None) -> Link | None:
@@ -420,5 +457,7 @@ def originate(stack: Stack, cause: Walk, frame: bytearray) -> None:
     own.dev = cause.dev  # the scope of link-local addresses
     if parse(stack, own, "output"):
         stack.netfilter.attach(own.packet, cause.packet)
+        if cause.untracked:
+            bpf_answer(stack, own)
         output(stack, own)
     stack.finish(own)

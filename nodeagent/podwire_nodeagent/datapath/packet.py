@@ -14,10 +14,9 @@ or an answer) and `dport` = type << 8 | code; other protocols and fragments have
 from __future__ import annotations
 
 from struct import Struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from podwire_nodeagent.datapath.netfilter.chains import CompiledRule
     from podwire_nodeagent.datapath.netfilter.connection import Connection
 
 VNET = 10  # length of the virtio_net_hdr that each frame begins with
@@ -43,6 +42,13 @@ _MAX_EXTENSIONS = 8
 Buffer = bytearray | memoryview
 
 
+class Counted(Protocol):
+    """What counts packets: a rule, a real server's traffic."""
+
+    packets: int
+    bytes: int
+
+
 class Packet:
     """See the head of the file. `mark`, `ct`, `ctinfo`, `direction`, `in_link`, `out_link` belong to the stages, not to the wire.
 
@@ -53,6 +59,7 @@ class Packet:
 
     __slots__ = (
         "ack",
+        "bridged",
         "buf",
         "ct",
         "ctinfo",
@@ -103,8 +110,9 @@ class Packet:
         self.direction = 0
         self.in_link = ""
         self.out_link = ""
+        self.bridged = False  # it came in by a bridge port (`-m physdev`)
         self.volatile = False
-        self.hits: list[CompiledRule] | None = None
+        self.hits: list[Counted] | None = None
 
     def parse(self, buf: Buffer, l3: int = VNET + ETHERNET) -> str:
         """Look at the IP packet at `l3`; "" or a reason such as "ip_header_checksum"."""

@@ -9,11 +9,13 @@ decide), net.ipv6.conf.default.*, bridge-nf-call-arptables. Netfilter reads its 
 from __future__ import annotations
 
 from podwire_core.netlink import NetlinkError
+from podwire_nodeagent.datapath.ipvs.table import SYSCTLS as IPVS_SYSCTLS
 from podwire_nodeagent.datapath.netfilter.timeouts import SYSCTL_DEFAULTS
 
 PER_LINK = {"rp_filter": "0", "route_localnet": "0", "accept_local": "0", "forwarding": "0", "send_redirects": "0"}
 DEFAULTS = {
     "net.ipv4.ip_forward": "0",
+    "net.ipv4.fib_multipath_hash_policy": "0",
     "net.ipv4.icmp_ratelimit": "1000",
     "net.ipv4.icmp_ratemask": "6168",
     "net.ipv6.conf.all.forwarding": "0",
@@ -31,8 +33,8 @@ class Settings:
     """`values` is shared with netfilter."""
 
     def __init__(self) -> None:
-        self.values: dict[str, str] = {**DEFAULTS, **SYSCTL_DEFAULTS}
-        self.forwarding = self.bridge_nf = False
+        self.values: dict[str, str] = {**DEFAULTS, **SYSCTL_DEFAULTS, **IPVS_SYSCTLS}
+        self.forwarding = self.bridge_nf = self.multipath_ports = False
         self.forwarding6 = self.bridge_nf6 = False
         self.ipv6 = True
         self.icmp6_interval = 1.0
@@ -54,6 +56,7 @@ class Settings:
     def reload(self) -> None:
         """After a change of `values`."""
         self.forwarding = self.values["net.ipv4.ip_forward"] != "0"
+        self.multipath_ports = self.values["net.ipv4.fib_multipath_hash_policy"] == "1"
         self.bridge_nf = self.values["net.bridge.bridge-nf-call-iptables"] != "0"
         self.forwarding6 = self.values["net.ipv6.conf.all.forwarding"] != "0"
         self.bridge_nf6 = self.values["net.bridge.bridge-nf-call-ip6tables"] != "0"

@@ -27,6 +27,7 @@ from podwire_core.netlink import AnyOp, NetlinkError, UnderlaySet
 from podwire_core.trace import Hop
 from podwire_nodeagent.datapath import configure, dumps, egress, icmp, ingress, ip, tracer
 from podwire_nodeagent.datapath.chooser import Chooser
+from podwire_nodeagent.datapath.ebpf.lb import LoadBalancer
 from podwire_nodeagent.datapath.fib import Fib, Route, scope
 from podwire_nodeagent.datapath.flowcache import SMALLEST, FlowCache, flow_key, make_flow
 from podwire_nodeagent.datapath.fragments import Reassembly
@@ -59,6 +60,7 @@ class Stack:
         self.reassembly = Reassembly()
         self.icmp_limit = icmp.RateLimit()
         self.netfilter = Netfilter(rng, self.settings.values, self._is_local, self._masquerade_source, self._is_broadcast)
+        self.lb: LoadBalancer = LoadBalancer(rng)
         self.cache = FlowCache(self.netfilter)
         self.traced: list[Hop] = []
         self.time_offset = 0.0
@@ -158,12 +160,16 @@ class Stack:
             for waiting in queue:
                 self._neighbour_failed(waiting, now, emits)
         self.netfilter.expire(now)
+        if self.netfilter.ipvs.tick(now):
+            self.changed()
+        self.lb.table.expire(now, 1000)
         expired = self.reassembly.expire(now)
         if expired:
             self.count("fragments.timeout", expired)
         if now >= self._sweep_due:
             self._sweep_due = now + SWEEP
             self.cache.expire(now)
+            self.netfilter.nftables.expire(now)
             if sum(link.fdb.expire(now) for link in self.links if link.fdb is not None and link.kind == "bridge"):
                 self.changed()
         return emits

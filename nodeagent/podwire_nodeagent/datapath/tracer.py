@@ -74,7 +74,7 @@ def wanted(want: Filter, walk: Walk, out: Digest | None) -> bool:
     addresses = {a for d in digests for a in (d.src, d.dst)}
     ports = {p for d in digests if d.proto not in NO_PORTS for p in (d.sport, d.dport)}
     ct = walk.packet.ct
-    for key in (ct.original, ct.reply) if ct is not None else ():
+    for key in (known for each in (ct, walk.bpf) if each is not None for known in (each.original, each.reply)):
         src, dst, sport, dport = split(key)
         addresses |= {address_text(src), address_text(dst)}
         ports |= {sport, dport}

@@ -19,6 +19,7 @@ from podwire_nodeagent.datapath.wire import Buffer, Emit, Tunnel
 
 if TYPE_CHECKING:
     from podwire_nodeagent.datapath.bridge import FdbEntry
+    from podwire_nodeagent.datapath.ebpf.table import Entry
     from podwire_nodeagent.datapath.links import Link
     from podwire_nodeagent.datapath.neigh import Neighbour
 
@@ -27,11 +28,14 @@ NO_TIME: Callable[[], int] = lambda: 0  # noqa: E731
 
 class Walk:
     """`link` is where the frame came in (None: the stack made it), `dev` the interface that IP sees (a port's bridge),
-    `port` the bridge port it came by. `prerouted` says that the bridge has already been through PREROUTING
-    (br_netfilter). `received` walks are those of frames that came in (not copies, not what the stack makes).
+    `port` the bridge port it came by. `prerouted` says that the bridge has already been through PREROUTING (br_netfilter).
+    `bpf` is the load balancer's entry that translated the packet, `bpf_direction` which way; `untracked`: it goes past
+    conntrack and source validation. `received` walks are those of frames that came in (not copies, not what the stack makes).
     `largest_fragment` is the size of the biggest piece a packet was put together from."""
 
     __slots__ = (
+        "bpf",
+        "bpf_direction",
         "cacheable",
         "clock",
         "dev",
@@ -56,6 +60,7 @@ class Walk:
         "started",
         "steps",
         "tunnel",
+        "untracked",
         "verdict",
     )
 
@@ -64,7 +69,9 @@ class Walk:
         self.dev: Link | None = link
         self.port: Link | None = None
         self.packet: Packet = _NO_PACKET
-        self.prerouted = self.received = False
+        self.prerouted = self.received = self.untracked = False
+        self.bpf: Entry | None = None
+        self.bpf_direction = 0
         self.largest_fragment = 0
         self.verdict = self.reason = ""
         self.out_link: Link | None = None

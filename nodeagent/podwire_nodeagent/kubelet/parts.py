@@ -180,9 +180,14 @@ def join_spec(started: Spec, pid: int, argv: list[str], cgroups: list[str]) -> S
 def host_spec(node: Node, argv: list[str]) -> Spec:
     """A command in the node's host namespace: the machine's files, the node's network and name, podwire's tools first."""
     config = node.config
+    about = {"PODWIRE_DATAPATH": str(config.datapath_socket), "PODWIRE_NODE": config.node_name}
+    return machine_spec(argv, config.host_netns, config.node_name, f"{config.tools_dir}:", about)
+
+
+def machine_spec(argv: list[str], namespace: str, hostname: str, first: str = "", more: dict[str, str] | None = None) -> Spec:
+    """A command with the machine's files in a network namespace; `first` is put before PATH, `more` is of the environment."""
     kept = {name: os.environ[name] for name in ("HOME", "TERM", "LANG", "USER", "LC_ALL") if name in os.environ}
-    path = f"{config.tools_dir}:{os.environ.get('PATH') or env.PATH}"
+    path = first + (os.environ.get("PATH") or env.PATH)
     if "/usr/sbin" not in path:
         path = f"{path}:{env.PATH}"
-    about = {"PODWIRE_DATAPATH": str(config.datapath_socket), "PODWIRE_NODE": config.node_name}
-    return Spec(mode="host", argv=argv, env={**kept, "PATH": path, **about}, netns=config.host_netns, hostname=config.node_name)
+    return Spec(mode="host", argv=argv, env={**kept, "PATH": path, **(more or {})}, netns=namespace, hostname=hostname)

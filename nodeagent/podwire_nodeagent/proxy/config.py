@@ -9,8 +9,9 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct, field
 
-from podwire_core.constants import POD_CIDR, POD_CIDR6
+from podwire_core.constants import POD_CIDR, POD_CIDR6, SERVICE_CIDR
 from podwire_core.errors import Cause
+from podwire_core.ipvs import SCHEDULERS
 from podwire_core.objects import DecodeError, Json, Kube, decode
 from podwire_nodeagent.proxy.addresses import family_of, network
 
@@ -19,6 +20,16 @@ KIND = "KubeProxyConfiguration"
 MODES = ("iptables", "nftables", "ipvs", "ebpf")
 DETECT_LOCAL_MODES = ("ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix")
 PRIMARY = "primary"  # a nodePortAddresses entry: the node's InternalIPs
+
+
+class EbpfSettings(Struct, frozen=True):
+    """podwire's own section `ebpf`, with Cilium's words: `algorithm` random or maglev, `mode` snat or dsr, `socket_lb` hostns or
+    all."""
+
+    algorithm: str = "random"
+    maglev_table_size: int = 16381
+    mode: str = "snat"
+    socket_lb: str = "hostns"
 
 
 class ProxyConfiguration(Struct, frozen=True):
@@ -35,6 +46,9 @@ class ProxyConfiguration(Struct, frozen=True):
     masquerade_bit: int = 14
     localhost_node_ports: bool = True
     conntrack_tcp_be_liberal: bool = False
+    service_cidrs: tuple[str, ...] = (SERVICE_CIDR,)  # not of the configuration: the cluster's ServiceCIDR objects
+    ipvs_scheduler: str = "rr"
+    ebpf: EbpfSettings = EbpfSettings()
 
     @property
     def masquerade_mark(self) -> int:
@@ -71,6 +85,17 @@ class _Conntrack(Kube):
     tcp_be_liberal: bool = False
 
 
+class _Ipvs(Kube):
+    scheduler: str = ""
+
+
+class _Ebpf(Kube):
+    algorithm: str = "random"
+    maglev_table_size: int = 16381
+    mode: str = "snat"
+    socket_lb: str = field(default="hostns", name="socketLB")
+
+
 class _Given(Kube):
     api_version: str = ""
     kind: str = ""
@@ -81,7 +106,9 @@ class _Given(Kube):
     node_port_addresses: list[str] | None = None
     iptables: _RuleMode | None = None
     nftables: _RuleMode | None = None
+    ipvs: _Ipvs | None = None
     conntrack: _Conntrack | None = None
+    ebpf: _Ebpf | None = None
 
 
 def load(obj: Json) -> ProxyConfiguration:
@@ -96,6 +123,7 @@ def load(obj: Json) -> ProxyConfiguration:
     mode = given.mode or "iptables"
     rules = (given.nftables if mode == "nftables" else given.iptables) or _RuleMode()
     detect = given.detect_local or _DetectLocal()
+    bpf = given.ebpf or _Ebpf()
     config = ProxyConfiguration(
         mode=mode,
         cluster_cidrs=_split(given.cluster_cidr),
@@ -106,7 +134,9 @@ def load(obj: Json) -> ProxyConfiguration:
         masquerade_all=rules.masquerade_all,
         masquerade_bit=14 if rules.masquerade_bit is None else rules.masquerade_bit,
         localhost_node_ports=rules.localhost_node_ports is not False,
+        ipvs_scheduler=(given.ipvs or _Ipvs()).scheduler or "rr",
         conntrack_tcp_be_liberal=(given.conntrack or _Conntrack()).tcp_be_liberal,
+        ebpf=EbpfSettings(bpf.algorithm, bpf.maglev_table_size, bpf.mode, bpf.socket_lb),
     )
     causes = _identity_causes(given) + _causes(config)
     if causes:
@@ -140,7 +170,27 @@ def _causes(config: ProxyConfiguration) -> list[Cause]:
         causes.append(Cause("$.mode", f"expected one of {', '.join(MODES)}, got {config.mode!r}"))
     if not 0 <= config.masquerade_bit <= 31:
         causes.append(Cause(f"$.{rules}.masqueradeBit", f"expected 0 to 31, got {config.masquerade_bit}"))
+    if config.ipvs_scheduler not in SCHEDULERS:
+        causes.append(Cause("$.ipvs.scheduler", f"expected one of {', '.join(SCHEDULERS)}, got {config.ipvs_scheduler!r}"))
+    causes += _ebpf_causes(config.ebpf)
     return causes + _cluster_cidr_causes(config) + _detect_local_causes(config) + _node_port_causes(config)
+
+
+MAGLEV_SIZES = (251, 509, 1021, 2039, 4093, 8191, 16381, 32749, 65521, 131071)  # primes, those that Cilium takes
+
+
+def _ebpf_causes(settings: EbpfSettings) -> list[Cause]:
+    words = {"algorithm": ("random", "maglev"), "mode": ("snat", "dsr"), "socketLB": ("hostns", "all")}
+    given = {"algorithm": settings.algorithm, "mode": settings.mode, "socketLB": settings.socket_lb}
+    causes = [
+        Cause(f"$.ebpf.{name}", f"expected one of {', '.join(words[name])}, got {value!r}")
+        for name, value in given.items()
+        if value not in words[name]
+    ]
+    if settings.maglev_table_size not in MAGLEV_SIZES:
+        sizes = ", ".join(map(str, MAGLEV_SIZES))
+        causes.append(Cause("$.ebpf.maglevTableSize", f"expected one of {sizes}, got {settings.maglev_table_size}"))
+    return causes
 
 
 def _cluster_cidr_causes(config: ProxyConfiguration) -> list[Cause]:

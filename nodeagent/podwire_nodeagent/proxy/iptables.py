@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from podwire_core import netfilter as nf
+from podwire_core.collector import paused
 from podwire_core.netlink import AnyOp, ChainsUpdate, SysctlSet, TablesReplace
 from podwire_core.objects import Json
 from podwire_nodeagent.proxy.addresses import host_network
@@ -178,6 +179,12 @@ class Proxier:
     ) -> list[AnyOp]:
         """Objects by "ns/name" as they are now (None: gone); the operations that bring the datapath there. The first call
         replaces whole tables, later ones update chains."""
+        with paused():
+            return self._changes(services, slices, node)
+
+    def _changes(
+        self, services: Mapping[str, Json | None], slices: Mapping[str, Json | None], node: NodeFacts | None
+    ) -> list[AnyOp]:
         for key, obj in services.items():
             self.model.set_service(key, obj)
         for key, obj in slices.items():

@@ -117,9 +117,14 @@ class StandinClient:
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._log, start_new_session=True
         )
         assert process.stdout is not None
-        with trio.move_on_after(START_SECONDS):
-            line = await trio.to_thread.run_sync(process.stdout.readline, abandon_on_cancel=True)
-            if line.strip() == b"ready":
-                self._process = process
-                return
+        try:
+            with trio.move_on_after(START_SECONDS):
+                line = await trio.to_thread.run_sync(process.stdout.readline, abandon_on_cancel=True)
+                if line.strip() == b"ready":
+                    self._process = process
+                    return
+        finally:
+            if self._process is not process:  # cancelled, or not ready in time: nobody would know of it
+                process.kill()
+                process.wait()
         raise StandinError(f"the stand-in process did not start: {' '.join(command)}")

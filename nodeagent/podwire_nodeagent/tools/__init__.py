@@ -9,7 +9,7 @@ Rules: a tool is a function `(arguments, client) -> text`; a complaint is a `Too
 and exit status. Only `__main__.py` talks to the socket, and a tool's module is imported only when it is called: start-up counts.
 
 Order to read: __main__.py, common.py, then a tool: ip.py (ip_link.py, ip_route.py, ip_neigh.py), bridge.py,
-iptables.py (iptables_list.py), conntrack.py, system.py.
+iptables.py (iptables_list.py), nft.py, conntrack.py, ipvsadm.py, ipset.py, bpftool.py, cilium.py, system.py.
 """
 
 from __future__ import annotations
@@ -30,6 +30,11 @@ TOOLS = (
     "conntrack",
     "sysctl",
     "nft",
+    "ipvsadm",
+    "ipset",
+    "bpftool",
+    "cilium-dbg",
+    "cilium",
 )
 
 

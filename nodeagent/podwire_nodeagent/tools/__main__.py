@@ -22,10 +22,30 @@ def call(name: str, argv: list[str], client: Client) -> str:
         from podwire_nodeagent.tools import conntrack
 
         return conntrack.main(argv, client)
-    if name in ("sysctl", "nft"):
+    if name == "nft":
+        from podwire_nodeagent.tools import nft
+
+        return nft.main(argv, client)
+    if name == "ipvsadm":
+        from podwire_nodeagent.tools import ipvsadm
+
+        return ipvsadm.main(argv, client)
+    if name == "ipset":
+        from podwire_nodeagent.tools import ipset
+
+        return ipset.main(argv, client)
+    if name == "bpftool":
+        from podwire_nodeagent.tools import bpftool
+
+        return bpftool.main(argv, client)
+    if name in ("cilium-dbg", "cilium"):
+        from podwire_nodeagent.tools import cilium
+
+        return cilium.main(argv, client)
+    if name == "sysctl":
         from podwire_nodeagent.tools import system
 
-        return system.sysctl(argv, client) if name == "sysctl" else system.nft(argv, client)
+        return system.sysctl(argv, client)
     family = 6 if name.startswith("ip6tables") else 4
     from podwire_nodeagent.tools import iptables
 

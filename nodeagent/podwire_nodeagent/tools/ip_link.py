@@ -163,7 +163,7 @@ def flags(info: LinkInfo) -> list[str]:
     if info.name == "lo":
         return ["LOOPBACK", "UP", "LOWER_UP"] if info.up else ["LOOPBACK"]
     names = [] if info.attached or not info.up else ["NO-CARRIER"]
-    names += ["BROADCAST", "MULTICAST"]
+    names += ["BROADCAST", "NOARP" if info.kind == "dummy" else "MULTICAST"]
     if info.up:
         names += ["UP", "LOWER_UP"] if info.attached else ["UP"]
     return names

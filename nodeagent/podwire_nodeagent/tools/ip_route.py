@@ -5,6 +5,8 @@ from __future__ import annotations
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface, ip_network
 from typing import Any
 
+import msgspec
+
 from podwire_core.netlink import AddrInfo, RouteAdd, RouteDel, RouteInfo
 from podwire_nodeagent.tools.common import Client, ToolError, Words, abbreviates, apply, to_json, unsupported
 from podwire_nodeagent.tools.ip import Options
@@ -110,7 +112,7 @@ def _show(words: Words, options: Options, client: Client) -> str:
             only = word
     routes = [info for info in client.dump("routes") if table in ("all", info.table)]
     wanted = {4} if options.family == 4 else {6} if options.family == 6 else {4, 6} if table == "all" else {4}
-    routes = [info for info in routes if _family(info) in wanted and dev in ("", info.dev)]
+    routes = [info for info in routes if _family(info) in wanted and dev in ("", info.dev, *(hop.dev for hop in info.nexthops))]
     if only:
         routes = [info for info in routes if _selected(info, only, exact)]
     routes.sort(key=_order)
@@ -163,7 +165,8 @@ def _line(info: RouteInfo, options: Options, hide_dev: str, show_table: bool) ->
         words.append(f"metric {info.metric}")
     if info.onlink:
         words.append("onlink")
-    return " ".join(words) + (" \n" if _family(info) == 4 else " pref medium\n")
+    hops = "".join(f"\tnexthop via {hop.via} dev {hop.dev} weight {hop.weight} \n" for hop in info.nexthops)
+    return " ".join(words) + (" \n" if _family(info) == 4 else " pref medium\n") + hops
 
 
 def _json(info: RouteInfo, options: Options) -> dict[str, Any]:
@@ -184,6 +187,8 @@ def _json(info: RouteInfo, options: Options) -> dict[str, Any]:
     if info.metric:
         data["metric"] = info.metric
     data["flags"] = ["onlink"] if info.onlink else []
+    if info.nexthops:
+        data["nexthops"] = [{"gateway": hop.via, "dev": hop.dev, "weight": hop.weight, "flags": []} for hop in info.nexthops]
     return data
 
 
@@ -220,6 +225,8 @@ def _get(words: Words, options: Options, client: Client) -> str:
         raise ToolError("RTNETLINK answers: Network is unreachable", 2)
     if found.type in _REFUSALS:
         raise ToolError(f"RTNETLINK answers: {_REFUSALS[found.type]}", 2)
+    if found.nexthops:  # which one depends on the flow; the tool asks for none in particular
+        found = msgspec.structs.replace(found, via=found.nexthops[0].via, dev=found.nexthops[0].dev)
     local = found.type == "local"
     dev = "lo" if local else found.dev
     src = text if local else found.src or _source(client.dump("addrs"), found, text)

@@ -185,6 +185,10 @@ def _note(match: nf.AnyMatch, family: int, numeric: bool) -> str:
         seconds = f" seconds: {match.seconds}" if match.seconds else ""
         what = f"{'SET' if match.set else 'CHECK'}{seconds}{' reap' if match.reap else ''}"
         return f"recent: {what} name: {match.name} side: source mask: {mask}"
+    if isinstance(match, nf.Set):
+        return f"{'! ' if match.invert else ''}match-set {match.name} {','.join(match.flags)}"
+    if isinstance(match, nf.PhysDev):
+        return f"PHYSDEV match {'! ' if match.invert else ''}--physdev-is-in"
     return _icmp(match, numeric) if isinstance(match, nf.IcmpType) else ""
 
 

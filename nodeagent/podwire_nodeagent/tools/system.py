@@ -1,4 +1,4 @@
-"""`sysctl` of the datapath's settings, and `nft`, which has nothing to list where kube-proxy writes iptables."""
+"""`sysctl` of the datapath's settings."""
 
 from __future__ import annotations
 
@@ -33,16 +33,3 @@ def sysctl(argv: list[str], client: Client) -> str:
             raise ToolError(f"sysctl: cannot stat /proc/sys/{name.replace('.', '/')}: No such file or directory")
         text += "".join(f"{value}\n" if "-n" in flags else f"{key} = {value}\n" for key, value in sorted(found.items()))
     return text
-
-
-def nft(argv: list[str], client: Client) -> str:
-    words = [word for word in argv if not word.startswith("-")]
-    if words[:1] != ["list"] or words[1:2] not in (["ruleset"], ["tables"]):
-        raise unsupported("nft", argv)
-    tables = client.dump("rules")
-    if words[1] == "tables":
-        return "".join(f"table {'ip6' if dump.table.family == 6 else 'ip'} {dump.table.name}\n" for dump in tables)
-    if not tables:
-        return ""
-    listed = ", ".join(f"{'ip6' if dump.table.family == 6 else 'ip'} {dump.table.name}" for dump in tables)
-    return f"# The node's rules are iptables tables ({listed}); see iptables-save and ip6tables-save.\n"

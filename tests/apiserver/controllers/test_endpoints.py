@@ -132,6 +132,17 @@ def test_endpoints_have_the_older_form(cluster):
     assert subset["ports"] == [{"name": "http", "protocol": "TCP", "port": 8080}]
 
 
+def test_addresses_of_endpoints_are_sorted_as_text(cluster):
+    service(cluster)
+    for name in "abcdef":
+        pod(cluster, name)
+    cluster.converge()
+    (subset,) = cluster.get("Endpoints", "web")["subsets"]
+    listed = [each["ip"] for each in subset["addresses"]]
+    assert len(listed) == 6
+    assert listed == sorted(listed)
+
+
 def test_endpoints_of_users_are_mirrored(cluster):
     service(cluster, "out", selector=None)
     subset = {"addresses": [{"ip": "192.0.2.1"}, {"ip": "2001:db8::1"}], "ports": [{"port": 5432}]}

@@ -10,12 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import packets
 from support.packets import ACK, FIN, PSH, RST, SYN, frame, tcp, udp
+from support.services import by_key, endpoint, endpoint_slice, port, service
 from support.stacks import Cluster, Node, pod_mac, service_rules
 
 from podwire_core import netfilter as nf
 from podwire_core.netlink import (
     AddrAdd,
     AddrDel,
+    BpfReplace,
     ConntrackDel,
     FdbAdd,
     FdbDel,
@@ -28,12 +30,27 @@ from podwire_core.netlink import (
     SysctlSet,
     TablesReplace,
 )
+from podwire_nodeagent.proxy.config import ProxyConfiguration
+from podwire_nodeagent.proxy.ebpf import Proxier
+from podwire_nodeagent.proxy.model import NodeFacts
 
 A, B, REMOTE, FAR, NEAR = "10.244.1.5", "10.244.1.6", "10.244.2.6", "10.96.0.50", "10.96.0.51"
 RULES = {
     FAR: service_rules(FAR, 80, [(REMOTE, 8080)]),
     NEAR: service_rules(NEAR, 80, [(B, 8080)]),
 }
+
+
+def maps(cluster_ip: str, address: str, node: str) -> BpfReplace:
+    """What the eBPF load balancer needs to do the same, and a NodePort."""
+    ports = [port(80, nodePort=30080), port(80, "udp", "UDP", nodePort=30080)]
+    proxier = Proxier(ProxyConfiguration("ebpf"), NodeFacts("node1", "", ("192.168.1.11",), ("10.244.1.0/24",)))
+    slices = endpoint_slice("web", [endpoint(address, node)], [{**each, "port": 8080} for each in ports])
+    ops = proxier.changes(by_key([service("web", cluster_ip, ports, type="NodePort")]), by_key([slices]))
+    return next(op for op in ops if isinstance(op, BpfReplace))
+
+
+BPF = {RULES[FAR]: maps(FAR, REMOTE, "node2"), RULES[NEAR]: maps(NEAR, B, "node1")}
 CHANGES = [
     (RouteAdd("10.244.2.0/24", "flannel.1", "10.244.2.0", onlink=True, replace=True),),
     (RouteDel("10.244.2.0/24", missing_ok=True),),
@@ -75,6 +92,9 @@ PATHS = [
     ("host0", "02:00:a9:fe:01:01", "02:00:00:00:00:99", "192.168.1.11", FAR, 1006, 80),
     ("host0", "02:00:a9:fe:01:01", "02:00:00:00:00:99", "192.168.1.11", A, 1007, 80),
     ("eth0", "02:aa:00:00:00:01", "02:aa:00:00:00:02", "192.168.1.12", "192.168.1.11", 1008, 22),
+    ("eth0", "02:aa:00:00:00:01", "02:aa:00:00:00:02", "192.168.1.12", "192.168.1.11", 1009, 30080),
+    ("flannel.1", VTEP1, VTEP2, REMOTE, "10.244.1.0", 8080, 1009),
+    ("veth2", GATEWAY, pod_mac(B), B, "10.244.1.1", 8080, 1009),
 ]
 ODD = ["", "", "padding", "checksum", "doff", "truncated"]
 FLAGS = [ACK, ACK, ACK, ACK | PSH, SYN, SYN | ACK, FIN | ACK, RST]
@@ -136,9 +156,19 @@ EVENT = st.one_of(
 )
 
 
-def node(cached: bool) -> Node:
+class Switched(Node):
+    """A node whose Services are served by iptables rules, or by the eBPF load balancer."""
+
+    mode = "iptables"
+
+    def apply(self, *ops) -> None:
+        super().apply(*(BPF.get(op, op) if self.mode == "ebpf" and isinstance(op, TablesReplace) else op for op in ops))
+
+
+def node(cached: bool, mode: str = "iptables") -> Node:
     made = Cluster(2).nodes[0]
     made.stack.cache.enabled = cached
+    made.__class__, made.mode = Switched, mode
     for address in (A, B):
         made.add_pod(address)
     for name, address in (("veth1", A), ("veth2", B)):
@@ -180,13 +210,13 @@ def play(made: Node, event) -> list:
 def state(made: Node) -> dict:
     """All that can be seen from outside, but what is the cache's own."""
     now = made.cluster.now
-    dumps = {what: made.stack.dump(what, now) for what in ("links", "conntrack", "fdb", "neighs", "rules", "counters")}
+    dumps = {what: made.stack.dump(what, now) for what in ("links", "conntrack", "fdb", "neighs", "rules", "counters", "bpf")}
     dumps["counters"] = {k: v for k, v in dumps["counters"].items() if not k.startswith(("cache.", "generation"))}
     return dumps
 
 
-def compare(events) -> None:
-    on, off = node(True), node(False)
+def compare(events, mode="iptables") -> None:
+    on, off = node(True, mode), node(False, mode)
     for made in (on, off):
         made.apply(RULES[FAR])
         for path, reverse in ((0, 1), (2, 3), (5, 6)):
@@ -197,14 +227,16 @@ def compare(events) -> None:
     assert state(on) == state(off)
 
 
+@pytest.mark.parametrize("mode", ["iptables", "ebpf"])
 @settings(max_examples=150, deadline=None)
 @given(st.lists(EVENT, min_size=5, max_size=60))
-def test_cache_on_is_cache_off(events):
-    compare(events)
+def test_cache_on_is_cache_off(mode, events):
+    compare(events, mode)
 
 
+@pytest.mark.parametrize("mode", ["iptables", "ebpf"])
 @pytest.mark.parametrize("seed", range(6))
-def test_cache_on_is_cache_off_for_long(seed):
+def test_cache_on_is_cache_off_for_long(mode, seed):
     """Long sequences of mostly ordinary packets, which find entries, with changes between."""
     random = Random(seed)
     change = [("change", i) for i in range(len(CHANGES))] + [("change", i) for i in (0, 5, 8, 9, 17, 19)]
@@ -224,7 +256,7 @@ def test_cache_on_is_cache_off_for_long(seed):
         proto = random.choice(("tcp", "tcp", "udp", "udp0"))
         return ("packets", random.choice(PATHS), proto, [ORDINARY, ORDINARY, odd] if random.random() < 0.5 else [ORDINARY])
 
-    compare([one() for _ in range(250)])
+    compare([one() for _ in range(250)], mode)
 
 
 def established(made: Node, path, reverse) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,22 @@ def test_the_reply_to_a_cancelled_request_is_nobody_s(tmp_path, namespace):
             assert await client.running() == []
 
     with_client(tmp_path, body)
+
+
+def test_a_cancelled_start_leaves_no_process(tmp_path, monkeypatch):
+    made: list[subprocess.Popen[bytes]] = []
+
+    class Recorded(subprocess.Popen):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            made.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Recorded)
+
+    async def body(client: StandinClient, _: list[None]) -> None:
+        with trio.move_on_after(0.01):
+            await client.running()
+        assert client.pid == 0
+
+    with_client(tmp_path, body)
+    assert [each.returncode for each in made] == [-signal.SIGKILL]

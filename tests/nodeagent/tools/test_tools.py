@@ -76,6 +76,7 @@ STATE = {
     "sysctls": {"net.ipv4.ip_forward": "1", "net.netfilter.nf_conntrack_acct": "0", "net.netfilter.nf_conntrack_max": "262144"},
     "counters": {"conntrack.insert_failed": 2},
     "rules": [],
+    "nftables": [],
 }
 
 

@@ -6,6 +6,7 @@ import sys
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from podwire.cli import main
 from podwire.paths import ClusterError
@@ -94,3 +95,33 @@ def test_the_command_starts_without_what_is_slow(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, *slow], capture_output=True, text=True, env=environ, check=True)
     assert done.stdout.strip() == "[]"
     assert "cannot reach" in done.stderr
+
+
+class TestWhichClusterIsStopped:
+    """`down` stops the cluster that was named, however it was named, and never another."""
+
+    @pytest.fixture
+    def stopped(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("PODWIRE_HOME", str(tmp_path))
+        monkeypatch.delenv("PODWIRE_CLUSTER", raising=False)
+        (tmp_path / "only").mkdir()
+        (tmp_path / "only" / "cluster.json").write_text("{}")
+        names = []
+        monkeypatch.setattr("podwire.cluster.down", lambda name: names.append(name) or True)
+        return names
+
+    @pytest.mark.parametrize(
+        "argv", [["--cluster", "named", "down"], ["down", "--name", "named"], ["down", "--cluster", "named"]]
+    )
+    def test_by_option(self, stopped, argv):
+        CliRunner().invoke(main.podwire, argv, catch_exceptions=False)
+        assert stopped == ["named"]
+
+    def test_by_environment(self, stopped, monkeypatch):
+        monkeypatch.setenv("PODWIRE_CLUSTER", "named")
+        CliRunner().invoke(main.podwire, ["down"], catch_exceptions=False)
+        assert stopped == ["named"]
+
+    def test_the_only_one(self, stopped):
+        CliRunner().invoke(main.podwire, ["down"], catch_exceptions=False)
+        assert stopped == ["only"]

@@ -173,3 +173,9 @@ class TestDescribe:
         obj = {"kind": "ConfigMap", "metadata": {"name": "x"}, "data": {"Corefile": "a\nb\n", "n": "1"}, "list": [1, 2]}
         text = text_of("ConfigMap", obj, [], None)
         assert "Corefile:\n    a\n    b" in text
+
+
+def test_probes_are_described_as_kubectl_does():
+    container = {"name": "c", "image": "busybox", "livenessProbe": {"exec": {"command": ["cat", "/tmp/ok"]}, "periodSeconds": 1}}
+    pod = {"metadata": {"name": "p", "namespace": "default"}, "spec": {"containers": [container]}}
+    assert "exec [cat /tmp/ok] delay=0s timeout=1s period=1s #success=1 #failure=3" in text_of("Pod", pod, [], None)

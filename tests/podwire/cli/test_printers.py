@@ -83,3 +83,22 @@ def test_nothing_fails_to_print(kind, odd):
     for wide in (False, True):
         header, rows = printers.rows_of(kind, [odd], 0.0, wide=wide)
         assert len(header) == len(rows[0])
+
+
+def test_columns_that_a_definition_asks_for():
+    asked = [
+        {"name": "Size", "type": "integer", "jsonPath": ".spec.size"},
+        {"name": "Node", "type": "string", "jsonPath": ".spec.node", "priority": 1},
+        {"name": "Since", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
+        {"name": "Odd", "type": "string", "jsonPath": ".spec[[["},
+    ]
+    versions = [{"name": "v1", "additionalPrinterColumns": asked}, {"name": "v2"}]
+    widget = {"metadata": {"name": "w", "creationTimestamp": "1970-01-01T00:00:00Z"}, "spec": {"size": 3, "node": "n1"}}
+    custom = printers.custom_columns({"spec": {"versions": versions}}, "v1")
+    assert printed("Widget", widget, custom=custom)[0].split() == ["NAME", "SIZE", "SINCE", "ODD"]
+    assert printed("Widget", widget, custom=custom)[1].split() == ["w", "3", "60s"]
+    assert printed("Widget", widget, custom=custom, wide=True)[1].split() == ["w", "3", "n1", "60s"]
+    assert printed("Widget", widget, custom=printers.custom_columns({"spec": {"versions": versions}}, "v2")) == [
+        "NAME   AGE",
+        "w      60s",
+    ]

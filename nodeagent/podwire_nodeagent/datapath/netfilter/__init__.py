@@ -14,6 +14,6 @@ hooks.py (`Netfilter`, all together).
 
 from podwire_nodeagent.datapath.netfilter.connection import Connection
 from podwire_nodeagent.datapath.netfilter.hooks import Netfilter
-from podwire_nodeagent.datapath.netfilter.outcome import ACCEPT, Outcome
+from podwire_nodeagent.datapath.netfilter.outcome import ACCEPT, SERVED, Outcome
 
-__all__ = ["ACCEPT", "Connection", "Netfilter", "Outcome"]
+__all__ = ["ACCEPT", "SERVED", "Connection", "Netfilter", "Outcome"]

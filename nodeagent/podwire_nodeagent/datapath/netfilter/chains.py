@@ -18,7 +18,7 @@ from typing import Any, Final
 from podwire_core import netfilter as nf
 from podwire_core.iptables_save import rule_line
 from podwire_nodeagent.datapath.netfilter.matches import Test
-from podwire_nodeagent.datapath.packet import Packet
+from podwire_nodeagent.datapath.packet import Counted, Packet
 
 # operations: what a rule does when its conditions hold. Those from ACCEPT_OP on end the walk of the table.
 NOTHING, SET_MARK, RETURN, JUMP, GOTO, ACCEPT_OP, DROP_OP, REJECT_OP, DNAT_OP, SNAT_OP, MASQUERADE_OP = range(11)
@@ -103,7 +103,7 @@ class Walk:
         self.origin = ""
 
 
-def walk(chain: CompiledChain, packet: Packet, hits: list[CompiledRule] | None, record: Walk | None) -> CompiledRule:
+def walk(chain: CompiledChain, packet: Packet, hits: list[Counted] | None, record: Walk | None) -> CompiledRule:
     """Walk a built-in chain; the rule that decided, or the chain's policy as a rule."""
     body = chain.body
     policy = body.policy

@@ -11,12 +11,15 @@ answering type.
 from __future__ import annotations
 
 from struct import Struct
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from podwire_nodeagent.datapath.packet import ESTABLISHED as CT_ESTABLISHED
 from podwire_nodeagent.datapath.packet import FIN, ICMP, ICMPV6, RST, SCTP, SYN, TCP, UDP, Packet
 from podwire_nodeagent.datapath.packet import NEW as CT_NEW
 from podwire_nodeagent.datapath.rewrite import Rewrite
+
+if TYPE_CHECKING:
+    from podwire_nodeagent.datapath.ipvs.servers import Served
 
 ORIGINAL: Final = 0
 REPLY: Final = 1
@@ -90,6 +93,7 @@ class Connection:
         "packets_original",
         "packets_reply",
         "reply",
+        "served",
         "state",
         "status",
         "timeout",
@@ -109,7 +113,8 @@ class Connection:
         self.due = 0  # the second in which the expiry looks at it
         self.upgrade = NEVER  # UDP: after this time a packet makes it a stream
         self.epoch = 0
-        self.cause: object = None  # the rule that translated its destination: it explains later packets in traces
+        self.cause = ""  # the object for which its destination was translated: it explains later packets in traces
+        self.served: Served | None = None  # by a real server of ip_vs
         self.out_link = ""  # MASQUERADE: the link whose address was taken
         self.packets_original = self.packets_reply = self.bytes_original = self.bytes_reply = 0
 

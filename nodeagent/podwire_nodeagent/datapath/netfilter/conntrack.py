@@ -192,6 +192,9 @@ class Conntrack:
         self.counters["insert"] += 1
         self._unassured[connection.original] = connection
         self._schedule(connection)
+        if connection.served is not None:
+            connection.served.begin()
+            connection.served.follow(connection)
         return ACCEPT
 
     def _clash(self, packet: Packet, loser: Connection, there: Connection) -> Outcome:
@@ -211,6 +214,8 @@ class Conntrack:
             connection.status |= DYING
             return
         connection.status |= DYING
+        if connection.served is not None:
+            connection.served.end()
         self.entries.pop(connection.original, None)
         self.entries.pop(connection.reply, None)
         self._unassured.pop(connection.original, None)

@@ -23,7 +23,7 @@ from podwire_nodeagent.datapath.packet import ICMP, ICMPV6, TCP, Packet
 
 Steps = list[Step] | None
 _CTINFO: Final = ("established", "related", "new", "invalid", "untracked")
-_ACTIONS: Final = {
+ACTIONS: Final = {
     ACCEPT_OP: "accept",
     DROP_OP: "drop",
     REJECT_OP: "reject",
@@ -55,8 +55,7 @@ def tracked(packet: Packet, outcome: Outcome) -> Step:
 
 
 def _origin(connection: Connection | None) -> str:
-    rule = connection.cause if connection is not None else None
-    return rule.source.origin if isinstance(rule, CompiledRule) else ""
+    return connection.cause if connection is not None else ""
 
 
 def walked(stage: str, rule: CompiledRule, record: Walk, packet: Packet, mark: int) -> Step:
@@ -70,7 +69,7 @@ def walked(stage: str, rule: CompiledRule, record: Walk, packet: Packet, mark: i
         detail.append(f"mark {mark:#x} -> {packet.mark:#x}")
     return Step(
         stage=stage,
-        action=_ACTIONS[rule.operation],
+        action=ACTIONS[rule.operation],
         detail=", ".join(detail),
         rule=rule.text(),
         origin=rule.source.origin or record.origin,

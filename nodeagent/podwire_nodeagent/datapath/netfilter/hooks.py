@@ -1,11 +1,12 @@
 """`Netfilter`: the hooks in Linux's order, put together from the tables, conntrack and NAT.
 
-    PREROUTING   raw, conntrack, mangle, nat (destination)      OUTPUT   raw, conntrack, mangle, nat (destination), filter
-    INPUT        mangle, filter, nat (source), confirm          FORWARD  mangle, filter
+    PREROUTING   raw, conntrack, mangle, nat (destination)      OUTPUT   raw, conntrack, mangle, nat (destination), ip_vs, filter
+    INPUT        mangle, filter, ip_vs, nat (source), confirm   FORWARD  mangle, filter, ip_vs (answers)
     POSTROUTING  mangle, nat (source), confirm
 
 The nat table is asked once a connection and kind of translation; all later packets are translated by the conntrack
-entry. Given a list `steps`, a hook appends what it decided (`podwire_core.trace.Step`); the same code decides either way.
+entry. Base chains of nftables tables stand behind the iptables tables, by their priority (nftables/tables.py). Given a list
+`steps`, a hook appends what it decided (`podwire_core.trace.Step`); the same code decides either way.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Final
 from podwire_core.netfilter import Table
 from podwire_core.netlink import ChainsUpdate, ConntrackDel, ConntrackInfo, TableDump
 from podwire_nodeagent.datapath.chooser import Chooser
+from podwire_nodeagent.datapath.ipvs.table import Ipvs
 from podwire_nodeagent.datapath.netfilter import explain
 from podwire_nodeagent.datapath.netfilter.chains import (
     ACCEPT_OP,
@@ -24,6 +26,7 @@ from podwire_nodeagent.datapath.netfilter.chains import (
     MASQUERADE_OP,
     REJECT_OP,
     SNAT_OP,
+    CompiledChain,
     CompiledRule,
     Walk,
     walk,
@@ -35,10 +38,14 @@ from podwire_nodeagent.datapath.netfilter.explain import Steps
 from podwire_nodeagent.datapath.netfilter.listing import connection_filter, connection_info
 from podwire_nodeagent.datapath.netfilter.matches import Context
 from podwire_nodeagent.datapath.netfilter.nat import Nat, manipulate
-from podwire_nodeagent.datapath.netfilter.outcome import ACCEPT, NO_SOURCE, REDIRECT, Outcome
+from podwire_nodeagent.datapath.netfilter.outcome import ACCEPT, NO_SOURCE, REDIRECT, SERVED, Outcome
 from podwire_nodeagent.datapath.netfilter.ruleset import Ruleset, Transaction
 from podwire_nodeagent.datapath.netfilter.timeouts import Timeouts
-from podwire_nodeagent.datapath.packet import ICMP, ICMPV6, RELATED, Packet
+from podwire_nodeagent.datapath.nftables import Nftables, Path
+from podwire_nodeagent.datapath.nftables import explain as nft_explain
+from podwire_nodeagent.datapath.nftables import walk as nft_walk
+from podwire_nodeagent.datapath.nftables.compiled import Chain, Decision
+from podwire_nodeagent.datapath.packet import ICMP, ICMPV6, RELATED, Counted, Packet
 
 _LIMITED_BROADCAST: Final = b"\xff\xff\xff\xff"
 
@@ -68,8 +75,11 @@ class Netfilter:
         self._context = Context(chooser, local_address_test, broadcast_test or (lambda address: address == _LIMITED_BROADCAST))
         self._counters: dict[str, int] = {}
         self.ruleset = Ruleset(self._context)
+        self.nftables = Nftables(self._context)
         self.conntrack = Conntrack(Timeouts(sysctls))
         self._nat = Nat(self.conntrack, chooser, self._counters)
+        self.ipsets = self._context.ipsets
+        self.ipvs = Ipvs(chooser, sysctls, local_address_test, self.conntrack.kill)
 
     # --- settings and tables --------------------------------
 
@@ -114,10 +124,13 @@ class Netfilter:
         return self._arrive(packet, "PREROUTING", now, steps)
 
     def input(self, packet: Packet, now: float, steps: Steps = None) -> Outcome:
-        """For a packet that is for this node; it may be delivered after this, its connection is in the table."""
+        """For a packet that is for this node; it may be delivered after this, its connection is in the table. SERVED: ip_vs
+        has given it another destination, to which it is to be sent by `served`."""
         outcome = self._walk(packet, "mangle/INPUT", now, steps)
         if outcome is ACCEPT:
             outcome = self._walk(packet, "filter/INPUT", now, steps)
+        if outcome is ACCEPT:
+            outcome = self._virtual(packet, "ipvs/INPUT", now, steps)
         if outcome is ACCEPT:
             outcome = self._translate(packet, "nat/INPUT", True, now, steps)
         return self.conntrack.confirm(packet, now) if outcome is ACCEPT else outcome
@@ -125,11 +138,24 @@ class Netfilter:
     def forward(self, packet: Packet, now: float, steps: Steps = None) -> Outcome:
         """Needs packet.in_link and out_link."""
         outcome = self._walk(packet, "mangle/FORWARD", now, steps)
-        return self._walk(packet, "filter/FORWARD", now, steps) if outcome is ACCEPT else outcome
+        if outcome is ACCEPT:
+            outcome = self._walk(packet, "filter/FORWARD", now, steps)
+        if outcome is ACCEPT:
+            self.ipvs.answer(packet, "ipvs/FORWARD", steps)
+        return outcome
 
     def output(self, packet: Packet, now: float, steps: Steps = None) -> Outcome:
         """A locally generated packet, already routed (out_link). Route again if dst or mark changed."""
         outcome = self._arrive(packet, "OUTPUT", now, steps)
+        if outcome is ACCEPT:
+            outcome = self._virtual(packet, "ipvs/OUTPUT", now, steps)
+        if outcome is ACCEPT or outcome is SERVED:
+            outcome = self._walk(packet, "filter/OUTPUT", now, steps)
+        return outcome
+
+    def served(self, packet: Packet, now: float, steps: Steps = None) -> Outcome:
+        """OUTPUT for a packet that came in and that ip_vs sends on. Needs packet.out_link."""
+        outcome = self._walk(packet, "mangle/OUTPUT", now, steps)
         return self._walk(packet, "filter/OUTPUT", now, steps) if outcome is ACCEPT else outcome
 
     def postrouting(self, packet: Packet, now: float, steps: Steps = None) -> Outcome:
@@ -146,6 +172,12 @@ class Netfilter:
         if cause.ct is not None:
             answer.ct, answer.ctinfo, answer.direction = cause.ct, RELATED, 1 - cause.direction
 
+    def _virtual(self, packet: Packet, stage: str, now: float, steps: Steps) -> Outcome:
+        if packet.direction:
+            self.ipvs.answer(packet, stage, steps)
+            return ACCEPT
+        return self.ipvs.request(packet, stage, now, steps)
+
     def _arrive(self, packet: Packet, hook: str, now: float, steps: Steps) -> Outcome:
         outcome = self._walk(packet, "raw/" + hook, now, steps)
         if outcome is ACCEPT:
@@ -159,10 +191,30 @@ class Netfilter:
     # --- tables --------------------------------
 
     def _walk(self, packet: Packet, stage: str, now: float, steps: Steps) -> Outcome:
-        """One table at one hook (not nat's)."""
+        """One table at one hook (not nat's), and the nftables chains behind it."""
         chain = self.ruleset.hooks[packet.family].get(stage)
-        if chain is None:
-            return ACCEPT
+        outcome = ACCEPT if chain is None else self._walk_table(chain, packet, stage, now, steps)
+        based = self.nftables.hooks[packet.family].get(stage)
+        if based and outcome is ACCEPT:
+            for each in based:
+                decision = self._walk_based(each, packet, packet.hits, now, steps)
+                if decision.operation == DROP_OP:
+                    return Outcome("drop", f"nftables.{each.name}")
+                if decision.operation == REJECT_OP:
+                    return Outcome("reject", f"nftables.{each.name}", decision.argument)
+        return outcome
+
+    def _walk_based(self, chain: Chain, packet: Packet, hits: list[Counted] | None, now: float, steps: Steps) -> Decision:
+        """A base chain of nftables."""
+        self._context.now = now
+        if steps is None:
+            return nft_walk(chain, packet, hits, None)
+        path, mark = Path(), packet.mark
+        decision = nft_walk(chain, packet, hits, path)
+        steps.append(nft_explain.walked(chain, decision, path, packet, mark))
+        return decision
+
+    def _walk_table(self, chain: CompiledChain, packet: Packet, stage: str, now: float, steps: Steps) -> Outcome:
         self._context.now = now
         if steps is None:
             rule = walk(chain, packet, packet.hits, None)
@@ -200,22 +252,17 @@ class Netfilter:
 
     def _ask(self, packet: Packet, connection: Connection, stage: str, source: bool, now: float, steps: Steps) -> Outcome:
         """Give a new connection its translation, by rule or, without one, a null binding."""
-        chain = self.ruleset.hooks[packet.family].get(stage)
-        operation, rule = ACCEPT_OP, None
-        if chain is not None:
-            self._context.now = now
-            record, mark = (Walk(), packet.mark) if steps is not None else (None, 0)
-            rule = walk(chain, packet, None, record)
-            operation = rule.operation
-            if record is not None and steps is not None:
-                steps.append(explain.walked(stage, rule, record, packet, mark))
+        rule, origin = self._judge(packet, stage, now, steps)
+        operation = rule.operation if rule is not None else ACCEPT_OP
+        if operation == DROP_OP:
+            return Outcome("drop", f"nftables.{stage}")
         if operation == DNAT_OP and rule is not None and not source:
             self._nat.destination(connection, *rule.argument)
-            connection.cause = rule
+            connection.cause = origin
         elif operation == SNAT_OP and rule is not None:
             address, port = rule.argument
             self._nat.source(connection, address, port, False, now)
-        elif operation == MASQUERADE_OP and rule is not None:
+        elif operation == MASQUERADE_OP and rule is not None and source:
             own = self._masquerade_source(packet.out_link, packet.family)
             if own is None:
                 return NO_SOURCE
@@ -226,6 +273,22 @@ class Netfilter:
         else:
             connection.status |= DST_DONE
         return ACCEPT
+
+    def _judge(self, packet: Packet, stage: str, now: float, steps: Steps) -> tuple[CompiledRule | Decision | None, str]:
+        """What the nat chains of nftables, else the table nat, say of a new connection; and the object that this is for."""
+        for each in self.nftables.hooks[packet.family].get(stage, ()):
+            decision = self._walk_based(each, packet, None, now, steps)
+            if decision.operation != ACCEPT_OP:
+                return decision, decision.source.origin
+        chain = self.ruleset.hooks[packet.family].get(stage)
+        if chain is None:
+            return None, ""
+        self._context.now = now
+        record, mark = (Walk(), packet.mark) if steps is not None else (None, 0)
+        rule = walk(chain, packet, None, record)
+        if record is not None and steps is not None:
+            steps.append(explain.walked(stage, rule, record, packet, mark))
+        return rule, rule.source.origin
 
     def _translate_error(self, packet: Packet, connection: Connection, stage: str, source: bool, steps: Steps) -> Outcome:
         bit = SRC_NAT if source != bool(packet.direction) else DST_NAT
@@ -246,7 +309,7 @@ class Netfilter:
         numbers are the same, it has no SYN, FIN, RST (TCP), and `ct.touch(direction, length, now)` says True."""
         return packet.ct is not None and packet.ct.cacheable(packet)
 
-    def credit(self, hits: Iterable[CompiledRule], packets: int, size: int) -> None:
+    def credit(self, hits: Iterable[Counted], packets: int, size: int) -> None:
         """Count packets that a flow cache forwarded for the rules that the walk had matched (`packet.hits`, a list
         given before the first hook)."""
         for rule in hits:
@@ -264,6 +327,8 @@ class Netfilter:
         for connection in self.conntrack.connections(now):
             self.conntrack.kill(connection)
         self._context.recent.keep_only(())
+        self.nftables.forget()
+        self.ipvs.forget()
 
     def dump_conntrack(self, now: float) -> list[ConntrackInfo]:
         return [connection_info(connection, now) for connection in self.conntrack.connections(now)]

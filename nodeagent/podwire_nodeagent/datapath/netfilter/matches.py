@@ -13,9 +13,11 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Final
 
 from podwire_core import netfilter as nf
+from podwire_core.ipset import TYPES
 from podwire_core.netlink import NetlinkError
 from podwire_nodeagent.datapath.chooser import Chooser
 from podwire_nodeagent.datapath.netfilter.connection import DST_NAT, SRC_NAT
+from podwire_nodeagent.datapath.netfilter.ipsets import LiveSet, compile_test
 from podwire_nodeagent.datapath.netfilter.recent import RecentLists
 from podwire_nodeagent.datapath.packet import ESTABLISHED, ICMP, ICMPV6, INVALID, NEW, RELATED, UNTRACKED, Packet
 
@@ -44,11 +46,12 @@ _TYPES: Final = ("LOCAL", "UNICAST", "BROADCAST", "MULTICAST")
 class Context:
     """What conditions ask besides the packet: the clock of this packet, randomness, the node's addresses, the `recent` lists."""
 
-    __slots__ = ("chooser", "is_broadcast", "is_local", "now", "recent")
+    __slots__ = ("chooser", "ipsets", "is_broadcast", "is_local", "now", "recent")
 
     def __init__(self, chooser: Chooser, is_local: Callable[[bytes], bool], is_broadcast: Callable[[bytes], bool]) -> None:
         self.chooser, self.is_local, self.is_broadcast = chooser, is_local, is_broadcast
         self.recent = RecentLists()
+        self.ipsets: dict[str, LiveSet] = {}
         self.now = 0.0
 
 
@@ -120,6 +123,10 @@ def _compile(match: nf.AnyMatch, family: int, context: Context) -> Test | None:
         return _statistic(match.probability, context)
     if isinstance(match, nf.Recent):
         return _recent(match, context)
+    if isinstance(match, nf.Set):
+        return _set(match, family, context)
+    if isinstance(match, nf.PhysDev):
+        return (lambda packet: not packet.bridged) if match.invert else (lambda packet: packet.bridged)
     return _icmp(match, family)
 
 
@@ -257,6 +264,17 @@ def _recent(match: nf.Recent, context: Context) -> Test:
         return lists.check(name, packet.src, seconds, reap, context.now)
 
     return remember if match.set else check
+
+
+def _set(match: nf.Set, family: int, context: Context) -> Test:
+    live = context.ipsets.get(match.name)
+    if live is None:
+        raise NetlinkError("ENOENT", f"Set {match.name} doesn't exist.")
+    if len(match.flags) != len(TYPES[live.type]) or not set(match.flags) <= {"src", "dst"}:
+        raise invalid(f"set {match.name} of type {live.type} cannot be matched by {','.join(match.flags)}")
+    if live.family != family and not live.type.startswith("bitmap:"):
+        raise invalid(f"set {match.name} is not of IPv{family}")
+    return compile_test(live, match.flags, match.invert)
 
 
 def _icmp(match: nf.IcmpType, family: int) -> Test:

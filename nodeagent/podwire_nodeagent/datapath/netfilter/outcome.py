@@ -17,5 +17,6 @@ class Outcome(NamedTuple):
 ACCEPT: Final = Outcome("accept")
 FULL: Final = Outcome("drop", "conntrack.table_full")
 CLASH: Final = Outcome("drop", "conntrack.insert_failed")  # no free tuple: port exhaustion, or a lost race
+SERVED: Final = Outcome("accept", "ipvs")  # ip_vs gave the packet a real server elsewhere: send it there
 NO_SOURCE: Final = Outcome("drop", "nat.no_source_address")  # MASQUERADE on a link without an address
 REDIRECT: Final = Outcome("drop", "nat.redirect")  # an ICMP redirect about a translated connection
