@@ -392,6 +392,23 @@ def test_kinds_that_nothing_acts_on_are_stored_with_a_warning(world):
     assert typo.warnings == ["unknown field $.Data"]
 
 
+@pytest.mark.parametrize("kind", ["Pod", "Deployment"])
+def test_a_host_port_is_warned_of(world, kind):
+    pod = {
+        "containers": [{"name": "c", "image": "nginx", "ports": [{"containerPort": 80}, {"containerPort": 81, "hostPort": 81}]}]
+    }
+    template = {"metadata": {"labels": {"a": "b"}}, "spec": pod}
+    spec, path = (
+        (pod, "$.spec")
+        if kind == "Pod"
+        else ({"selector": {"matchLabels": {"a": "b"}}, "template": template}, "$.spec.template.spec")
+    )
+    (warning,) = world.api.create(world.obj(kind, "x", spec=spec)).warnings
+    assert warning == f"{path}.containers[0].ports[1].hostPort is stored, but nothing in podwire maps it to the pod"
+    on_host = {**pod, "hostNetwork": True, "containers": [{"name": "c", "image": "nginx", "ports": [{"containerPort": 80}]}]}
+    assert world.api.create(world.obj("Pod", "h", spec=on_host)).warnings == []
+
+
 def test_a_transaction_that_fails_leaves_nothing(world):
     seen = []
     world.state.listeners.append(seen.append)

@@ -76,6 +76,9 @@ def has_status(view: View, info: ResourceInfo) -> bool:
     return any("status" in (version.get("subresources") or {}) for version in definition["spec"]["versions"])
 
 
+_WITH_PODS = ("Pod", "ReplicationController", "Deployment", "ReplicaSet", "StatefulSet", "DaemonSet", "Job")
+
+
 def warnings(info: ResourceInfo, obj: Json) -> list[str]:
     """What is stored as it is, but probably not what its writer meant."""
     if info not in BUILTIN:
@@ -92,7 +95,23 @@ def warnings(info: ResourceInfo, obj: Json) -> list[str]:
         *shape_of(info.group, info.kind).__struct_encode_fields__,
     }
     likely = ("apiVersion", "kind", "metadata", "spec", "status", "data")
-    return [f"unknown field $.{field}" for field in obj if field not in known and any(_close(field, word) for word in likely)]
+    unknown = [f"unknown field $.{field}" for field in obj if field not in known and any(_close(field, word) for word in likely)]
+    return unknown + _host_ports(info, obj)
+
+
+def _host_ports(info: ResourceInfo, obj: Json) -> list[str]:
+    """Host ports of a pod, or of a workload's pods, that are not on the host's network."""
+    if info.kind not in _WITH_PODS:
+        return []
+    path, spec = "$.spec", obj.get("spec") or {}
+    if info.kind != "Pod":
+        path, spec = "$.spec.template.spec", (spec.get("template") or {}).get("spec") or {}
+    return [
+        f"{path}.containers[{index}].ports[{number}].hostPort is stored, but nothing in podwire maps it to the pod"
+        for index, container in enumerate([] if spec.get("hostNetwork") else spec.get("containers") or [])
+        for number, port in enumerate(container.get("ports") or [])
+        if port.get("hostPort")
+    ]
 
 
 def _close(word: str, other: str) -> bool:

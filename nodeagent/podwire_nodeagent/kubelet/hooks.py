@@ -1,10 +1,13 @@
 """Life-cycle hooks (postStart, preStop) and commands for exec probes: what runs beside a container's program.
 
-In a stand-in nothing runs: the program that the hook or probe was written for is not there, so it counts as a success.
+In a stand-in nothing runs: the program that the hook or probe was written for is not there, so it counts as a success. Only the
+time is real that a hook spends in `sleep`: such hooks keep a pod answering until nobody sends to it any more.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import trio
@@ -16,11 +19,21 @@ from podwire_nodeagent.kubelet import parts, prober
 if TYPE_CHECKING:
     from podwire_nodeagent.kubelet.worker import PodWorker
 
+SHELL = re.compile(r"(?:/\S*/)?(?:sh|ash|dash|bash)")
+# `sleep` where a command may stand, in seconds or the units of coreutils.
+SLEEP = re.compile(
+    r"(?:^|[;&|(){\n]|\b(?:do|then|else|exec)\s)\s*(?:/\S*/)?sleep\s+(\d+\.?\d*|\.\d+|inf(?:inity)?)([smhd]?)(?![\w.])"
+)
+UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
 
 async def run(worker: PodWorker, name: str, handler: LifecycleHandler) -> str:
     """What went wrong, or ""."""
     if handler.exec is not None:
-        result = await command(worker, name, handler.exec.command or [])
+        running, argv = worker.running.get(name), handler.exec.command or []
+        if running is not None and running.held is None:
+            await trio.sleep(time_asleep(argv))
+        result = await command(worker, name, argv)
         return result.message
     if handler.sleep is not None:
         await trio.sleep(handler.sleep.get("seconds", 0))
@@ -29,6 +42,13 @@ async def run(worker: PodWorker, name: str, handler: LifecycleHandler) -> str:
         probe = Probe(http_get=handler.http_get, tcp_socket=handler.tcp_socket, timeout_seconds=30)
         return (await probe_once(worker, name, probe)).message
     return ""
+
+
+def time_asleep(argv: Sequence[str]) -> float:
+    """Seconds that a command would spend in `sleep`: as itself, or as a part of a shell's script (each part once)."""
+    scripted = len(argv) > 2 and SHELL.fullmatch(argv[0]) and re.fullmatch(r"-\w*c", argv[1])
+    text = argv[2] if scripted else " ".join(argv)
+    return sum(float(each[1]) * UNITS[each[2]] for each in SLEEP.finditer(text))
 
 
 async def command(worker: PodWorker, name: str, argv: list[str]) -> prober.Result:
