@@ -86,8 +86,9 @@ class Checker:
         fabric, origin = self.fabric, flow.origin
         fabric.begin(flow.protocol)
         node = fabric.node(origin.node)
-        source = origin.address or node.source_towards(ip)
-        packet = packets.first_packet(flow.protocol, source or "0.0.0.0", ip, next(self._ports), port, next(self._idents))
+        source = origin.addresses.get(6 if ":" in ip else 4) or node.source_towards(ip)
+        nobody = "::" if ":" in ip else "0.0.0.0"
+        packet = packets.first_packet(flow.protocol, source or nobody, ip, next(self._ports), port, next(self._idents))
         if origin.kind == "pod":
             end = node.pod_end(origin.pod)
             assert end is not None, "the reader has looked"
@@ -126,7 +127,7 @@ def _steps(hops: Iterable[Hop]) -> Iterator[Step]:
     return (step for hop in hops for step in hop.steps)
 
 
-_REWRITTEN = re.compile(r"destination \S+ -> (\S+):(\d+)")
+_REWRITTEN = re.compile(r"destination \S+ -> \[?(\S+?)\]?:(\d+)")
 
 
 def _translated(hops: list[Hop], ip: str, port: int) -> tuple[str, int]:

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import ipaddress
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
-from podwire.simulation.node import address_of
+from podwire.simulation.node import addresses_of
 from podwire_apiserver import admission, validation
 from podwire_apiserver.controllers.endpoints import target_port
 from podwire_apiserver.controllers.settle import settle
@@ -118,21 +118,28 @@ class World:
             self.config = msgspec.structs.replace(self.config, service_cidrs=ranges)
         self.nodes = {name: _published(node) for name, node in self.kinds["Node"].items()}
         for name, node in self.nodes.items():
-            if not flannel.internal_ip(decode(Node, node)):
-                raise ValueError(f"Node {name}: $.status.addresses: no IPv4 InternalIP, and IPv6 is not there yet")
-            if not flannel.pod_cidr(decode(Node, node)):
-                raise ValueError(f"Node {name}: $.spec.podCIDRs: no IPv4 network, and IPv6 is not there yet")
-        self.owners = {ip: name for name, node in self.nodes.items() for ip in flannel.internal_ips(decode(Node, node))}
-        self.pods = {key: pod for key, pod in self.kinds.get("Pod", {}).items() if _attached(pod)}
-        self.by_address = {address_of(pod): key for key, pod in self.pods.items()}
-        if len(self.by_address) != len(self.pods):
-            twice = Counter(map(address_of, self.pods.values())).most_common(1)[0][0]
-            raise ValueError(
-                f"objects: pods {', '.join(k for k, p in self.pods.items() if address_of(p) == twice)} share {twice}"
-            )
+            if not any(flannel.internal_ip(decode(Node, node), family) for family in flannel.FAMILIES):
+                raise ValueError(f"Node {name}: $.status.addresses: no InternalIP")
+            if not flannel.families(decode(Node, node)):
+                raise ValueError(f"Node {name}: $.spec.podCIDRs: no network")
+        self.owners = {ip: name for name, node in self.nodes.items() for ip in _node_ips(node)}
+        self.pods = {key: pod for key, pod in self.kinds.get("Pod", {}).items() if self._attached(pod)}
+        self.by_address: dict[str, str] = {}
+        for key, pod in self.pods.items():
+            for address in addresses_of(pod).values():
+                if address in self.by_address:
+                    raise ValueError(f"objects: pods {self.by_address[address]}, {key} share {address}")
+                self.by_address[address] = key
 
     def of(self, kind: str) -> dict[str, Json]:
         return self.kinds.get(kind, {})
+
+    def _attached(self, pod: Json) -> bool:
+        """On the pod network, with an address of a family that its node has."""
+        node = self.nodes.get(pod["spec"].get("nodeName") or "")
+        if node is None or pod["spec"].get("hostNetwork") or (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
+            return False
+        return not set(addresses_of(pod)).isdisjoint(flannel.families(decode(Node, node)))
 
     def pods_of(self, node: str) -> list[Json]:
         return [pod for pod in self.pods.values() if pod["spec"]["nodeName"] == node]
@@ -155,15 +162,15 @@ def unheeded(objects: Iterable[Json]) -> list[str]:
 
 def _published(node: Json) -> Json:
     """With the annotations by which its agent would make it known."""
-    notes = flannel.publish(node, flannel.internal_ip(decode(Node, node)))
+    notes = flannel.publish(node, _node_ips(node)[0] if _node_ips(node) else "")
     given = node["metadata"].get("annotations") or {}
     return {**node, "metadata": {**node["metadata"], "annotations": {**notes, **given}}}
 
 
-def _attached(pod: Json) -> bool:
-    """On the pod network, with an address."""
-    ended = (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
-    return bool(address_of(pod) and pod["spec"].get("nodeName")) and not pod["spec"].get("hostNetwork") and not ended
+def _node_ips(node: Json) -> list[str]:
+    """A node's InternalIPs, IPv4 first."""
+    decoded = decode(Node, node)
+    return [ip for family in flannel.FAMILIES for ip in flannel.internal_ips(decoded, family)]
 
 
 def _container_ports(pod: Json) -> list[Json]:
@@ -174,12 +181,13 @@ def _container_ports(pod: Json) -> list[Json]:
 
 
 class Origin(NamedTuple):
-    """`kind`: "pod", "host" (the node itself) or "outside" (arriving at the node). `address` "": by the node's routes."""
+    """`kind`: "pod", "host" (the node itself) or "outside" (arriving at the node). `addresses` by family; none: by the node's
+    routes."""
 
     kind: str
     node: str
     pod: str = ""
-    address: str = ""
+    addresses: Mapping[int, str] = {}
 
 
 class Flow(NamedTuple):
@@ -210,7 +218,7 @@ class Reader:
             raise ValueError(f"{where}.port: expected a number or a port's name, got {type(port).__name__}")
         if isinstance(port, int) and not 1 <= port <= 65535:
             raise ValueError(f"{where}.port: expected 1 to 65535, got {port}")
-        return Flow(flow.get("id", where), origin, self._targets(to, port, protocol, where), protocol)
+        return Flow(flow.get("id", where), origin, self._targets(to, port, protocol, where, self._families(origin)), protocol)
 
     # --- from --------------------------------
 
@@ -219,7 +227,7 @@ class Reader:
             return self._pod_origin(end["pod"], where)
         if "ip" not in end:
             return Origin("host", self._node(end["node"], where))
-        address = _ipv4(end["ip"], where)
+        address = _address(end["ip"], where)
         pod = self.world.by_address.get(address)
         at = self._node(end["node"], where) if "node" in end else None
         if pod is not None and at in (None, self.world.pods[pod]["spec"]["nodeName"]):
@@ -227,13 +235,13 @@ class Reader:
         at = at or self.world.owners.get(address) or (next(iter(self.world.nodes)) if len(self.world.nodes) == 1 else None)
         if at is None:
             raise ValueError(f"{where}.node: missing: at which node does a packet from {address} arrive?")
-        return Origin("outside", at, address=address)
+        return Origin("outside", at, addresses={6 if ":" in address else 4: address})
 
     def _pod_origin(self, key: str, where: str) -> Origin:
         pod = self._pod(key, where)
         if pod["spec"].get("hostNetwork"):
             return Origin("host", pod["spec"]["nodeName"])
-        return Origin("pod", pod["spec"]["nodeName"], key_of(pod), address_of(pod))
+        return Origin("pod", pod["spec"]["nodeName"], key_of(pod), addresses_of(pod))
 
     def _pod(self, key: str, where: str) -> Json:
         pod = self._known("Pod", key, f"{where}.pod")
@@ -256,21 +264,35 @@ class Reader:
 
     # --- to --------------------------------
 
-    def _targets(self, end: Json, port: int | str, protocol: str, where: str) -> list[tuple[str, int]]:
+    def _targets(self, end: Json, port: int | str, protocol: str, where: str, families: Container[int]) -> list[tuple[str, int]]:
         if "service" in end:
-            return self._service_targets(self._known("Service", end["service"], f"{where}.to.service"), port, protocol, where)
+            service = self._known("Service", end["service"], f"{where}.to.service")
+            return self._service_targets(service, port, protocol, where, families)
         if "pod" in end:
             pod = self._pod(end["pod"], f"{where}.to")
             status = pod["status"]
-            return [(address_of(pod) or status["hostIP"], _pod_port(pod, port, protocol, f"{where}.port"))]
+            address = self._reachable(list(addresses_of(pod).values()), families) or status["hostIP"]
+            return [(address, _pod_port(pod, port, protocol, f"{where}.port"))]
         if not isinstance(port, int):
             raise ValueError(f"{where}.port: {port!r}: a name needs a pod or a service to look it up in")
         if "ip" in end:
-            return [(_ipv4(end["ip"], f"{where}.to"), port)]
+            return [(_address(end["ip"], f"{where}.to"), port)]
         node = self.world.nodes[self._node(end["node"], f"{where}.to")]
-        return [(flannel.internal_ip(decode(Node, node)), port)]
+        return [(self._reachable(_node_ips(node), families), port)]
 
-    def _service_targets(self, service: Json, port: int | str, protocol: str, where: str) -> list[tuple[str, int]]:
+    @staticmethod
+    def _reachable(addresses: list[str], families: Container[int]) -> str:
+        """The first that the sender has an address of the family of, else the first."""
+        usable = [address for address in addresses if (6 if ":" in address else 4) in families]
+        return next(iter(usable or addresses), "")
+
+    def _families(self, origin: Origin) -> Container[int]:
+        """Those in which the sender can speak."""
+        return origin.addresses or flannel.families(decode(Node, self.world.nodes[origin.node]))
+
+    def _service_targets(
+        self, service: Json, port: int | str, protocol: str, where: str, families: Container[int]
+    ) -> list[tuple[str, int]]:
         spec, key = service["spec"], key_of(service)
         ports = [each for each in spec.get("ports") or () if port in (each.get("name"), each["port"])]
         ports = [each for each in ports if (each.get("protocol") or "TCP") == protocol] or ports
@@ -279,18 +301,20 @@ class Reader:
         if spec.get("type") == "ExternalName":
             raise ValueError(f"{where}.to.service: {key} is an ExternalName, which only DNS knows")
         if spec.get("clusterIP") not in (None, "", "None"):
-            addresses = [each for each in spec.get("clusterIPs") or [spec["clusterIP"]] if ":" not in each]
-            if not addresses:
-                raise ValueError(f"{where}.to.service: {key} has no IPv4 address, and IPv6 is not there yet")
-            return [(addresses[0], int(ports[0]["port"]) if ports else int(port))]
-        return self._headless_targets(key, port, ports[0] if ports else None)
+            address = self._reachable(spec.get("clusterIPs") or [spec["clusterIP"]], families)
+            return [(address, int(ports[0]["port"]) if ports else int(port))]
+        return self._headless_targets(key, port, ports[0] if ports else None, families)
 
-    def _headless_targets(self, key: str, port: int | str, service_port: Json | None) -> list[tuple[str, int]]:
+    def _headless_targets(
+        self, key: str, port: int | str, service_port: Json | None, families: Container[int]
+    ) -> list[tuple[str, int]]:
         """DNS gives the ready endpoints; a client uses one of them, with the port as given."""
         found: list[tuple[str, int]] = []
         for slice_ in self.world.of("EndpointSlice").values():
             labels, namespace = slice_["metadata"].get("labels") or {}, slice_["metadata"]["namespace"]
-            if f"{namespace}/{labels.get('kubernetes.io/service-name')}" != key or slice_.get("addressType") != "IPv4":
+            if f"{namespace}/{labels.get('kubernetes.io/service-name')}" != key:
+                continue
+            if slice_.get("addressType") not in [f"IPv{family}" for family in flannel.FAMILIES if family in families]:
                 continue
             named = (
                 each for each in slice_.get("ports") or () if service_port and each.get("name") == service_port.get("name", "")
@@ -313,14 +337,11 @@ def _end(end: Any, kinds: tuple[str, ...], where: str) -> Json:
     return end
 
 
-def _ipv4(text: str, where: str) -> str:
+def _address(text: str, where: str) -> str:
     try:
-        address = ipaddress.ip_address(text)
+        return str(ipaddress.ip_address(text))
     except ValueError:
         raise ValueError(f"{where}.ip: {text!r} is not an IP address") from None
-    if address.version == 6:
-        raise ValueError(f"{where}.ip: {text}: IPv6 is not there yet")
-    return str(address)
 
 
 def _pod_port(pod: Json, port: int | str, protocol: str, where: str) -> int:

@@ -109,7 +109,7 @@ class Starting:
 def _wait_for_all(starting: Starting, report: Report) -> None:
     """Each stage is over when its effect is there; they run at the same time, so the order is only that of the report."""
     with _connect_when_serving(starting, report) as api:
-        settle(api, starting.config.nodes, starting.poll, report)
+        settle(api, starting.config.nodes, starting.poll, report, starting.config.families)
 
 
 def _connect_when_serving(starting: Starting, report: Report) -> SyncClient:
@@ -139,9 +139,9 @@ def wait_until_serving(api: SyncClient, poll: Poll, report: Report) -> None:
             return
 
 
-def settle(api: SyncClient, nodes: int, poll: Poll, report: Report) -> None:
+def settle(api: SyncClient, nodes: int, poll: Poll, report: Report, families: tuple[int, ...] = (4,)) -> None:
     """Gives a cluster its kube-system, and waits for its nodes and for DNS."""
-    api.apply_many(kubesystem.before_nodes())
+    api.apply_many(kubesystem.before_nodes(families))
     _wait_for_nodes(api, nodes, poll, report)
     api.apply_many(kubesystem.after_nodes())
     _wait_for_dns(api, poll, report)

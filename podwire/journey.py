@@ -18,7 +18,8 @@ from msgspec import Struct, field
 from podwire_core.trace import Digest, Hop, Step
 
 CLOCK_SKEW = 0.005  # seconds by which a packet may seem to arrive before it left: the nodes' clocks, and batching
-ICMP_ERRORS = (3, 11, 12)  # unreachable, time exceeded, parameter problem
+ICMP_ERRORS = {"icmp": (3, 11, 12), "icmpv6": (1, 2, 3, 4)}  # unreachable, (too big,) time exceeded, parameter problem
+NEIGHBOURS = range(130, 144)  # ICMPv6: neighbour discovery, multicast listeners
 
 Sockets = tuple[str, str, int, str, int]  # protocol, source, source port, destination, destination port
 
@@ -79,8 +80,8 @@ class Totals(Struct):
 
 
 def join(hops: Iterable[Hop]) -> list[Passage]:
-    """Passages in the order in which they began. ARP is left out: it is a node's own business."""
-    ordered = sorted((hop for hop in hops if hop.entered.proto != "arp"), key=lambda hop: (hop.time, hop.seq))
+    """Passages in the order in which they began. ARP and its like are left out: they are a node's own business."""
+    ordered = sorted((hop for hop in hops if not _of_neighbours(hop.entered)), key=lambda hop: (hop.time, hop.seq))
     following = _successors(ordered)
     continued = {id(hop) for hop in following.values()}
     passages = []
@@ -150,10 +151,14 @@ def _note_translation(connection: Connection, last: Sockets) -> None:
         connection.seen_as = last[1]
 
 
+def _of_neighbours(digest: Digest) -> bool:
+    return digest.proto == "arp" or (digest.proto == "icmpv6" and digest.sport in NEIGHBOURS)
+
+
 def _of_error(passage: Passage, so_far: list[Connection]) -> Connection | None:
     """An ICMP error belongs to the latest connection of the client it goes to."""
     digest = passage.last
-    if digest.proto != "icmp" or digest.sport not in ICMP_ERRORS:
+    if digest.sport not in ICMP_ERRORS.get(digest.proto, ()):
         return None
     return next((each for each in reversed(so_far) if each.client == digest.dst), None)
 

@@ -6,7 +6,7 @@ kubeadm's, so that what books and scripts say of them holds.
 
 from __future__ import annotations
 
-from podwire_core.constants import CLUSTER_DOMAIN, DNS_IP, POD_CIDR
+from podwire_core.constants import CLUSTER_DOMAIN, DNS_IP, DNS_IP6, POD_CIDR, POD_CIDR6
 from podwire_core.objects import Json
 
 NAMESPACE = "kube-system"
@@ -40,13 +40,13 @@ KUBE_PROXY = f"""\
 apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
 mode: ""  # as `podwire up --proxy` said; iptables, nftables, ipvs or ebpf puts all nodes on that, without a restart
-clusterCIDR: {POD_CIDR}
+clusterCIDR: {POD_CIDR},{POD_CIDR6}
 """
 
 
-def before_nodes() -> list[Json]:
+def before_nodes(families: tuple[int, ...] = (4,)) -> list[Json]:
     """What nodes may find when they come."""
-    return [_config(), _proxy_config(), _service()]
+    return [_config(), _proxy_config(), _service(families)]
 
 
 def after_nodes(replicas: int = 2) -> list[Json]:
@@ -71,7 +71,9 @@ def _proxy_config() -> Json:
     }
 
 
-def _service() -> Json:
+def _service(families: tuple[int, ...]) -> Json:
+    address = {4: DNS_IP, 6: DNS_IP6}[families[0]]
+    policy = {"ipFamilyPolicy": "PreferDualStack"} if len(families) > 1 else {}
     ports = [
         {"name": "dns", "port": 53, "protocol": "UDP", "targetPort": 53},
         {"name": "dns-tcp", "port": 53, "protocol": "TCP", "targetPort": 53},
@@ -82,7 +84,7 @@ def _service() -> Json:
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": _meta("kube-dns", labels=labels),
-        "spec": {"clusterIP": DNS_IP, "clusterIPs": [DNS_IP], "selector": LABELS, "ports": ports},
+        "spec": {"clusterIP": address, "clusterIPs": [address], "selector": LABELS, "ports": ports, **policy},
     }
 
 

@@ -28,6 +28,9 @@ class ClusterError(Exception):
         self.code, self.details = code, details
 
 
+IP_FAMILIES = {"ipv4": (4,), "ipv6": (6,), "dual": (4, 6)}
+
+
 class Config(Struct):
     """cluster.json. `slot` picks the loopback addresses 127.SLOT.0.x that carry the cluster's wire."""
 
@@ -39,6 +42,12 @@ class Config(Struct):
     created: float = 0.0
     version: str = ""
     edge: bool = True
+    ip_family: str = "ipv4"
+
+    @property
+    def families(self) -> tuple[int, ...]:
+        """The cluster's IP families, the preferred one first."""
+        return IP_FAMILIES[self.ip_family]
 
     def node_names(self) -> list[str]:
         return [f"node{n}" for n in range(1, self.nodes + 1)]

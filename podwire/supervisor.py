@@ -29,7 +29,9 @@ from msgspec import Struct
 
 from podwire import userns
 from podwire.paths import Config, ProcessId, process_start
+from podwire_core.constants import POD_CIDR, POD_CIDR6, SERVICE_CIDR, SERVICE_CIDR6
 
+SERVICE_CIDRS, POD_CIDRS = {4: SERVICE_CIDR, 6: SERVICE_CIDR6}, {4: POD_CIDR, 6: POD_CIDR6}
 FIRST_DELAY, LONGEST_DELAY, GOOD_RUN, GRACE = 0.1, 5.0, 10.0, 1.0
 
 
@@ -164,12 +166,16 @@ def services_of(config: Config, directory: Path) -> list[Service]:
     logs = directory / "log"
     api = f"unix:{directory / 'api.sock'}"
     server = [sys.executable, "-m", "podwire_apiserver", "--data", str(directory / "apiserver"), "--listen", api]
+    if config.ip_family != "ipv4":
+        for option, given in (("--service-cidr", SERVICE_CIDRS), ("--cluster-cidr", POD_CIDRS)):
+            server += [option, ",".join(given[family] for family in config.families)]
     found = [Service("apiserver", server, logs / "apiserver.log")]
     edge = underlay(config.slot, EDGE)
     for number, node in enumerate(config.node_names(), 1):
+        addresses = ",".join(node_ip(number, family) for family in config.families)
         agent = [
             *(sys.executable, "-m", "podwire_nodeagent", "--node", node, "--api", api, "--dir", str(directory / node)),
-            *("--internal-ip", f"192.168.1.{10 + number}", "--underlay", underlay(config.slot, number)),
+            *("--internal-ip", addresses, "--underlay", underlay(config.slot, number)),
             *("--cni", config.cni, "--proxy", config.proxy),
             *(("--edge-underlay", edge) if config.edge else ()),
         ]
@@ -178,6 +184,11 @@ def services_of(config: Config, directory: Path) -> list[Service]:
         router = [sys.executable, "-m", "podwire_nodeagent.edge", "--api", api, "--dir", str(directory / "edge")]
         found.append(Service("edge", [*router, "--underlay", edge], logs / "edge.log"))
     return found
+
+
+def node_ip(number: int, family: int) -> str:
+    """The InternalIP of node `number`."""
+    return f"192.168.1.{10 + number}" if family == 4 else f"fd00:192:168:1::{10 + number}"
 
 
 EDGE = -9  # the edge's number, whose address is 127.SLOT.0.1

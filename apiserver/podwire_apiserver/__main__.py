@@ -55,35 +55,44 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 def _arguments() -> argparse.Namespace:
+    both = ", or one of each family with a comma between, the preferred one first (%(default)s)"
     parser = argparse.ArgumentParser(prog="podwire-apiserver", description="podwire's API server: objects, watches, controllers.")
     parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="where the objects are stored")
     parser.add_argument("--listen", required=True, action="append", metavar="ADDRESS", help="unix:/path or HOST:PORT; repeatable")
-    parser.add_argument("--service-cidr", default=SERVICE_CIDR, type=_network, help="range of ClusterIPs (%(default)s)")
-    parser.add_argument("--cluster-cidr", default=POD_CIDR, type=_network, help="range of pod addresses (%(default)s)")
+    parser.add_argument("--service-cidr", default=SERVICE_CIDR, type=_networks, help=f"range of ClusterIPs{both}")
+    parser.add_argument("--cluster-cidr", default=POD_CIDR, type=_networks, help=f"range of pod addresses{both}")
     parser.add_argument("--node-cidr-mask", default=24, type=int, metavar="BITS", help="size of a node's part (%(default)s)")
-    parser.add_argument("--load-balancer-pool", default=LOAD_BALANCER_POOL, type=_network, help="for LoadBalancers (%(default)s)")
+    parser.add_argument("--node-cidr-mask6", default=64, type=int, metavar="BITS", help="the same for IPv6 (%(default)s)")
+    parser.add_argument(
+        "--load-balancer-pool", default=LOAD_BALANCER_POOL, type=_networks, help="for LoadBalancers (%(default)s)"
+    )
     parser.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     args = parser.parse_args()
-    if not ipaddress.ip_network(args.cluster_cidr).prefixlen <= args.node_cidr_mask <= 30:
-        parser.error(f"--node-cidr-mask {args.node_cidr_mask} does not fit into --cluster-cidr {args.cluster_cidr}")
+    for network in map(ipaddress.ip_network, args.cluster_cidr.split(",")):
+        option, mask = ("", args.node_cidr_mask) if network.version == 4 else ("6", args.node_cidr_mask6)
+        if not network.prefixlen <= mask <= network.max_prefixlen - 2:
+            parser.error(f"--node-cidr-mask{option} {mask} does not fit into --cluster-cidr {network}")
     return args
 
 
-def _network(text: str) -> str:
+def _networks(text: str) -> str:
     try:
-        return str(ipaddress.ip_network(text))
+        networks = [ipaddress.ip_network(part) for part in text.split(",")]
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+    if len({network.version for network in networks}) != len(networks):
+        raise argparse.ArgumentTypeError(f"{text}: two networks of one family")
+    return ",".join(map(str, networks))
 
 
 async def _run(args: argparse.Namespace) -> None:
     store = open_store(args.data)
     try:
         gc.disable()
-        resources = Resources(State(store, ServiceAllocator([args.service_cidr])), time.time, random.Random())
-        bootstrap(resources, args.service_cidr)
+        resources = Resources(State(store, ServiceAllocator(args.service_cidr.split(","))), time.time, random.Random())
+        bootstrap(resources, args.service_cidr.split(",")[0])
         _spare_the_collector()
-        controllers = all_controllers(args.cluster_cidr, args.node_cidr_mask, args.load_balancer_pool)
+        controllers = all_controllers(args.cluster_cidr, args.node_cidr_mask, args.load_balancer_pool, args.node_cidr_mask6)
         runner = Runner(resources, controllers, time.time)
         server = Server(resources, runner, time.time)
         async with trio.open_nursery() as nursery:

@@ -97,11 +97,15 @@ class ServiceAllocator:
         if spec.get("clusterIPs") and not spec.get("clusterIP"):
             spec["clusterIP"] = spec["clusterIPs"][0]
         families = self._families(spec)
+        if not self._as_given and (refused := self._refused(spec)):
+            return refused
         if spec.get("clusterIP") == "None":
             spec.update(clusterIPs=["None"], ipFamilies=families)
             spec.setdefault("ipFamilyPolicy", "SingleStack")
             return []
         given = spec.get("clusterIPs") or ([spec["clusterIP"]] if spec.get("clusterIP") else [])
+        if spec.get("ipFamilyPolicy") == "SingleStack":  # one that was dual-stack gives its second address back
+            given, families = given[:1], families[:1]
         causes = [cause for index, text in enumerate(given) for cause in self._check(text, key, f"$.spec.clusterIPs[{index}]")]
         if len(given) == 1:
             causes = [Cause("$.spec.clusterIP", cause.message) for cause in causes]
@@ -118,6 +122,18 @@ class ServiceAllocator:
         spec["ipFamilies"] = [f"IPv{ipaddress.ip_address(text).version}" for text in addresses]
         spec.setdefault("ipFamilyPolicy", "SingleStack" if len(addresses) == 1 else "RequireDualStack")
         return []
+
+    def _refused(self, spec: Json) -> list[Cause]:
+        """Families that this cluster does not have."""
+        served = [f"IPv{network.version}" for network in self._networks]
+        causes = [
+            Cause(f"$.spec.ipFamilies[{index}]", f"{family} is not configured on this cluster, which has {', '.join(served)}")
+            for index, family in enumerate(spec.get("ipFamilies") or [])
+            if family not in served
+        ]
+        if spec.get("ipFamilyPolicy") == "RequireDualStack" and len(served) < 2:
+            causes.append(Cause("$.spec.ipFamilyPolicy", "this cluster is not configured for dual-stack Services"))
+        return causes
 
     def _families(self, spec: Json) -> list[str]:
         served = [f"IPv{network.version}" for network in self._networks]

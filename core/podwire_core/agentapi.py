@@ -21,6 +21,8 @@ UPLINK_MAC = "podwire.dev/uplink-mac"
 FLANNEL_BACKEND_DATA = "flannel.alpha.coreos.com/backend-data"  # {"VNI":1,"VtepMAC":"…"}, as Flannel writes it
 FLANNEL_BACKEND_TYPE = "flannel.alpha.coreos.com/backend-type"
 FLANNEL_PUBLIC_IP = "flannel.alpha.coreos.com/public-ip"
+FLANNEL_BACKEND_DATA6 = "flannel.alpha.coreos.com/backend-v6-data"
+FLANNEL_PUBLIC_IP6 = "flannel.alpha.coreos.com/public-ipv6"
 
 
 class ExecStart(Struct, tag="start"):

@@ -15,7 +15,7 @@ from pathlib import Path
 import trio
 
 from podwire_core import rpc
-from podwire_core.constants import CABLE_PORT, POD_CIDR, VXLAN_PORT
+from podwire_core.constants import CABLE_PORT, VXLAN_PORT
 from podwire_nodeagent.agent import Agent, AgentConfig
 from podwire_nodeagent.datapath_process import DatapathFailed
 from podwire_nodeagent.proxy import modes
@@ -29,7 +29,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--node", required=True, metavar="NAME")
     parser.add_argument("--api", required=True, metavar="ADDRESS", help="API server: unix:/path or host:port")
     parser.add_argument("--dir", required=True, type=Path, help="the node's run directory")
-    parser.add_argument("--internal-ip", required=True, metavar="IP", help="the node's address in the emulated network")
+    parser.add_argument("--internal-ip", required=True, metavar="IP[,IP6]", help="the node's addresses in the emulated network")
     parser.add_argument("--underlay", required=True, metavar="IP", help="the socket address of its tunnels and cable")
     parser.add_argument("--tunnel-port", type=int, default=VXLAN_PORT)
     parser.add_argument("--cable-port", type=int, default=CABLE_PORT)
@@ -57,9 +57,9 @@ async def until_signal(run: Callable[[], Awaitable[None]]) -> None:
 def main() -> int:
     args = arguments()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    proxy = ProxyConfiguration(mode=args.proxy, cluster_cidrs=(POD_CIDR,))
+    proxy = ProxyConfiguration(mode=args.proxy)
     config = AgentConfig(
-        args.node, args.api, args.dir.absolute(), args.internal_ip, args.underlay,
+        args.node, args.api, args.dir.absolute(), tuple(args.internal_ip.split(",")), args.underlay,
         args.tunnel_port, args.cable_port, proxy, tuple(args.listen), args.edge_underlay,
     )  # fmt: skip
     status = 0

@@ -25,6 +25,7 @@ from msgspec import Struct
 from podwire_cni.backends import flannel
 from podwire_core import netns, rpc
 from podwire_core.agentapi import SERVICE
+from podwire_core.constants import DNS_IP, DNS_IP6
 from podwire_core.errors import ApiError
 from podwire_core.objects import Json
 from podwire_nodeagent import network, registration, relay, tools
@@ -50,7 +51,7 @@ class AgentConfig(Struct, frozen=True):
     node: str
     api: str
     directory: Path
-    internal_ip: str
+    internal_ips: tuple[str, ...]
     underlay: str
     tunnel_port: int
     cable_port: int
@@ -70,10 +71,10 @@ class AgentConfig(Struct, frozen=True):
 
     def identity(self) -> registration.NodeIdentity:
         """What this node registers with."""
-        address = [{"type": "InternalIP", "address": self.internal_ip}]
-        bare = {"metadata": {"name": self.node}, "status": {"addresses": address}}
+        addresses = registration.internal_addresses(self.internal_ips)
+        bare = {"metadata": {"name": self.node}, "status": {"addresses": addresses}}
         notes = flannel.publish(bare, self.underlay, self.cable_port, self.agent_address)
-        return registration.NodeIdentity(self.node, self.internal_ip, notes)
+        return registration.NodeIdentity(self.node, self.internal_ips, notes)
 
 
 class Agent:
@@ -135,7 +136,9 @@ class Agent:
         config = KubeletConfig(
             node_name=self._config.node,
             run_dir=self._dir,
-            internal_ip=self._config.internal_ip,
+            internal_ip=self._config.internal_ips[0],
+            other_ips=self._config.internal_ips[1:],
+            dns_ip=DNS_IP6 if ":" in self._config.internal_ips[0] else DNS_IP,
             host_netns=str(self._host_netns),
         )
         log_file = open(self._dir / "log" / "standin.log", "ab")  # noqa: SIM115  for every stand-in process to come

@@ -23,7 +23,7 @@ from typing import Any
 from msgspec import Struct
 
 from podwire_cni.macs import mac_of
-from podwire_core.constants import CABLE_PORT, GATEWAY_MAC, HOST_GATEWAY, NODE_GATEWAY
+from podwire_core.constants import CABLE_PORT, GATEWAY_MAC, HOST_GATEWAY, HOST_GATEWAY6, NODE_GATEWAY
 from podwire_core.netlink import (
     AddrAdd,
     AddrDel,
@@ -200,6 +200,10 @@ def host_link() -> LinkAdd:
     )
 
 
+def gateway_of(dst: str) -> str:
+    return HOST_GATEWAY6 if ":" in dst else HOST_GATEWAY
+
+
 class HostRoute(Struct, frozen=True, order=True):
     dst: str
     src: str = ""
@@ -207,7 +211,7 @@ class HostRoute(Struct, frozen=True, order=True):
 
     def command(self, verb: str, dev: str) -> str:
         options = (f" src {self.src}" if self.src else "") + (f" mtu {self.mtu}" if self.mtu else "")
-        return f"route {verb} {self.dst} via {HOST_GATEWAY} dev {dev} onlink{options}"
+        return f"route {verb} {self.dst} via {gateway_of(self.dst)} dev {dev} onlink{options}"
 
 
 def host_batch(desired: Iterable[AnyOp], present: Sequence[Mapping[str, Any]] = (), dev: str = "eth0", mtu: int = 1500) -> str:
@@ -217,32 +221,55 @@ def host_batch(desired: Iterable[AnyOp], present: Sequence[Mapping[str, Any]] = 
     addresses = [ip_interface(op.address) for op in ops if isinstance(op, AddrAdd)]
     routes = sorted(_host_routes(ops, mtu))
     wanted = {route.dst for route in routes}
-    stale = [str(r["dst"]) for r in present if r.get("gateway") == HOST_GATEWAY and r["dst"] not in wanted]
+    there = {_host_dst(r): str(r["gateway"]) for r in present if r.get("gateway") in (HOST_GATEWAY, HOST_GATEWAY6)}
     lines = [
         f"link set {dev} up",
-        *(f"addr replace {address.ip}/{address.max_prefixlen} dev {dev}" for address in addresses),
+        *(f"addr replace {address.ip}/32 dev {dev}" for address in addresses if address.version == 4),
+        *(f"addr replace {address.ip}/128 dev {dev} nodad noprefixroute" for address in addresses if address.version == 6),
         f"neigh replace {HOST_GATEWAY} lladdr {GATEWAY_MAC} dev {dev} nud permanent",
+        f"neigh replace {HOST_GATEWAY6} lladdr {GATEWAY_MAC} dev {dev} nud permanent",
         *(route.command("replace", dev) for route in routes),
-        *(f"route del {dst} via {HOST_GATEWAY} dev {dev}" for dst in stale),
+        *(f"route del {dst} via {gateway} dev {dev}" for dst, gateway in there.items() if dst not in wanted),
     ]
     return "".join(f"{line}\n" for line in lines)
 
 
+def _host_dst(route: Mapping[str, Any]) -> str:
+    """The destination as HostRoute has it: `ip` prints both default routes alike."""
+    default = route["dst"] == "default" and route["gateway"] == HOST_GATEWAY6
+    return "::/0" if default else str(route["dst"])
+
+
 def _host_routes(ops: list[AnyOp], mtu: int) -> Iterator[HostRoute]:
-    """One a destination; IPv4, as HOST_GATEWAY is."""
+    """One a destination, of both families."""
+    for version in (4, 6):
+        own = [op for op in ops if (":" in _subject(op)) == (version == 6) or isinstance(op, LinkAdd)]
+        yield from _family_routes(own, mtu, version)
+
+
+def _subject(op: AnyOp) -> str:
+    """What says which family an operation is of."""
+    if isinstance(op, RouteAdd):
+        return op.dst if op.dst != "default" else op.via
+    return op.address if isinstance(op, AddrAdd) else ""
+
+
+def _family_routes(ops: list[AnyOp], mtu: int, version: int) -> Iterator[HostRoute]:
+    default, full = ("default", 32) if version == 4 else ("::/0", 128)
     mtus = {op.name: op.mtu if op.mtu != mtu else 0 for op in ops if isinstance(op, LinkAdd)}
     first: dict[str, str] = {}  # the address that a link's routes prefer
     found: dict[str, HostRoute] = {}
     for op in ops:
-        if isinstance(op, AddrAdd) and ":" not in op.address:
+        if isinstance(op, AddrAdd):
             address = ip_interface(op.address)
             first.setdefault(op.dev, str(address.ip))
-            if address.network.prefixlen < 32:
+            if address.network.prefixlen < full:
                 dst = str(ip_network(address.network))
                 found.setdefault(dst, HostRoute(dst, str(address.ip), mtus.get(op.dev, 0)))
     if first:
-        found["default"] = HostRoute("default", next(iter(first.values())))
+        found[default] = HostRoute(default, next(iter(first.values())))
     for op in ops:
-        if isinstance(op, RouteAdd) and op.type == "unicast" and ":" not in op.dst:
-            found[op.dst] = HostRoute(op.dst, op.src or first.get(op.dev, ""), mtus.get(op.dev, 0))
+        if isinstance(op, RouteAdd) and op.type == "unicast":
+            dst = default if op.dst == "default" else op.dst
+            found[dst] = HostRoute(dst, op.src or first.get(op.dev, ""), mtus.get(op.dev, 0))
     yield from found.values()

@@ -7,10 +7,21 @@ from __future__ import annotations
 
 from podwire_cni.backends import flannel
 from podwire_core.netlink import AddrAdd, SysctlSet
-from podwire_core.objects import Json
+from podwire_core.objects import Json, Node, decode
 from podwire_nodeagent.proxy.model import NodeFacts
 
 SYSCTLS = (SysctlSet("net.ipv4.ip_forward", "1"), SysctlSet("net.bridge.bridge-nf-call-iptables", "1"))
+SYSCTLS6 = (
+    SysctlSet("net.ipv6.conf.all.disable_ipv6", "0"),
+    SysctlSet("net.ipv6.conf.all.forwarding", "1"),
+    SysctlSet("net.bridge.bridge-nf-call-ip6tables", "1"),
+)
+NO_IPV6 = (SysctlSet("net.ipv6.conf.all.disable_ipv6", "1"),)
+
+
+def sysctls_of(node: Json) -> tuple[SysctlSet, ...]:
+    """IPv6 is off on a node that has no pods of that family."""
+    return (*SYSCTLS, *(SYSCTLS6 if 6 in flannel.families(decode(Node, node)) else NO_IPV6))
 
 
 def facts_of(node: Json) -> NodeFacts:

@@ -25,7 +25,7 @@ from podwire_core.objects import Json, Node, decode
 from podwire_core.rpc import Change
 from podwire_nodeagent import network
 from podwire_nodeagent.datapath_process import Dataplane
-from podwire_nodeagent.node_rules import SYSCTLS, facts_of
+from podwire_nodeagent.node_rules import facts_of, sysctls_of
 from podwire_nodeagent.proxy import live, modes
 from podwire_nodeagent.proxy.config import ConfigurationError, ProxyConfiguration
 from podwire_nodeagent.proxy.health import HealthChecks
@@ -36,6 +36,9 @@ HOST_DEV = "eth0"
 # The host namespace holds the node's addresses, but packets to them must cross the datapath like all others (a Service may
 # have turned their answers round): its own local table is asked for arriving packets and for 127/8 only.
 HOST_RULES = f"rule add pref 10 iif {HOST_DEV} lookup local\nrule add pref 11 to 127.0.0.0/8 lookup local\nrule del pref 0\n"
+HOST_RULES6 = HOST_RULES.replace("127.0.0.0/8", "::1/128")
+# Its neighbours are the datapath alone, told and not discovered.
+HOST_SYSCTLS6 = {"accept_ra": "0", "addr_gen_mode": "1", "dad_transmits": "0", "router_solicitations": "0"}
 Reattach = Callable[[Sequence[LinkInfo]], Awaitable[None]]
 KINDS = ("Node", "Service", "EndpointSlice")
 
@@ -58,11 +61,11 @@ class NodeState:
         self._node, self._dataplane, self._host_netns = node, dataplane, host_netns
         self._started_with, self._objects, self._reattach_pods = proxy, objects, reattach_pods
         self._proxy_config, self._complain, self._complaint = proxy, complain, ""
-        self._proxier: modes.Proxy | None = None
-        self._facts: NodeFacts | None = None  # that the proxier knows
+        self._proxiers: dict[int, modes.Proxy] = {}  # by family
+        self._facts: NodeFacts | None = None  # that the proxiers know
         self.health = HealthChecks(node)
         self.gateway: list[AnyOp] = []  # how the cable reaches the edge
-        self._pod_cidr = ""
+        self._pod_cidrs: tuple[str, ...] = ()
         self._host_batch = ""
         self._lock = trio.Lock()
         self.networked = trio.Event()  # the node has its podCIDR and its links: pods can be attached
@@ -81,16 +84,19 @@ class NodeState:
             await self._attach_host(links)
             await self._network(node)
             await self._reattach_pods(links)
-            self._pod_cidr = flannel.pod_cidr(decode(Node, node))
+            self._pod_cidrs = _pod_cidrs(node)
             facts = facts_of(node)
             self._proxy_config = self._wanted_configuration(node)
-            proxier = modes.make(self._proxy_config, facts, 4, flannel.tables(node))
-            ops = proxier.changes(self._objects["Service"], self._objects["EndpointSlice"])
-            await self._dataplane.apply([*SYSCTLS, *ops])
-            self._proxier, self._facts = proxier, facts
+            families = flannel.families(decode(Node, node)) or (4,)
+            proxiers = modes.make_all(self._proxy_config, facts, {each: flannel.tables(node, each) for each in families})
             services, slices = self._objects["Service"], self._objects["EndpointSlice"]
+            ops: list[AnyOp] = [*sysctls_of(node)]
+            for proxier in proxiers.values():
+                ops += proxier.changes(services, slices)
+            await self._dataplane.apply(ops)
+            self._proxiers, self._facts = proxiers, facts
             self.health.change(services, slices, services, slices)
-        if self._pod_cidr:
+        if self._pod_cidrs:
             self.networked.set()
 
     async def take(self, changes: Sequence[Change]) -> None:
@@ -98,8 +104,8 @@ class NodeState:
         node = self.node_object
         if node is None:
             return
-        same = self._pod_cidr == flannel.pod_cidr(decode(Node, node)) and self._proxy_config == self._wanted_configuration(node)
-        if self._proxier is None or not same:
+        same = self._pod_cidrs == _pod_cidrs(node) and self._proxy_config == self._wanted_configuration(node)
+        if not self._proxiers or not same:
             await self.restate()
             return
         by_kind: dict[str, dict[str, Json | None]] = {kind: {} for kind in KINDS}
@@ -111,7 +117,10 @@ class NodeState:
                 if by_kind["Node"]:
                     await self._network(node)
                 facts = facts_of(node) if self._node in by_kind["Node"] else self._facts
-                ops = self._proxier.changes(by_kind["Service"], by_kind["EndpointSlice"], facts if facts != self._facts else None)
+                news = facts if facts != self._facts else None
+                ops: list[AnyOp] = []
+                for proxier in self._proxiers.values():
+                    ops += proxier.changes(by_kind["Service"], by_kind["EndpointSlice"], news)
                 await self._dataplane.apply(ops)
                 self._facts = facts
                 self.health.change(
@@ -159,6 +168,11 @@ class NodeState:
             self._host_batch = batch
 
 
+def _pod_cidrs(node: Json) -> tuple[str, ...]:
+    decoded = decode(Node, node)
+    return tuple(flannel.pod_cidr(decoded, family) for family in flannel.families(decoded))
+
+
 # --- the host namespace: blocking, called in threads --------------------------------
 
 
@@ -172,13 +186,17 @@ def _host_tap(namespace: Path) -> int:
     for name in ("all.rp_filter", f"{HOST_DEV}.rp_filter"):
         netns.set_sysctl(namespace, f"net.ipv4.conf.{name}", "0")
     netns.set_sysctl(namespace, f"net.ipv4.conf.{HOST_DEV}.accept_local", "1")
+    for name, value in HOST_SYSCTLS6.items():
+        netns.set_sysctl(namespace, f"net.ipv6.conf.{HOST_DEV}.{name}", value)
     _run_ip(namespace, HOST_RULES)
+    _ip(namespace, ["-6", "-batch", "-"], HOST_RULES6)
     return fd
 
 
 def _host_routes(namespace: Path) -> list[Json]:
-    text = _ip(namespace, ["-json", "route", "show", "dev", HOST_DEV])
-    routes: list[Json] = json.loads(text or "[]")
+    routes: list[Json] = []
+    for family in ("-4", "-6"):
+        routes += json.loads(_ip(namespace, [family, "-json", "route", "show", "dev", HOST_DEV]) or "[]")
     return routes
 
 

@@ -36,8 +36,13 @@ class NodeIdentity(Struct, frozen=True):
     """`annotations` say where the node's agent and datapath are (podwire_core.agentapi, flannel.publish)."""
 
     name: str
-    internal_ip: str
+    internal_ips: tuple[str, ...]
     annotations: dict[str, str]
+
+
+def internal_addresses(ips: tuple[str, ...]) -> list[Json]:
+    """As a Node's status has them."""
+    return [{"type": "InternalIP", "address": ip} for ip in ips]
 
 
 def now() -> str:
@@ -68,7 +73,7 @@ def status(identity: NodeIdentity) -> Json:
     # Containers are the machine's own processes and stand-ins cost next to nothing: what is scheduled is bounded by pods.
     resources = {"cpu": str(max(64, os.cpu_count() or 1)), "memory": f"{max(memory, 256 << 20)}Ki", "pods": "250"}
     return {
-        "addresses": [{"type": "InternalIP", "address": identity.internal_ip}, {"type": "Hostname", "address": identity.name}],
+        "addresses": [*internal_addresses(identity.internal_ips), {"type": "Hostname", "address": identity.name}],
         "capacity": resources,
         "allocatable": resources,
         "nodeInfo": {

@@ -45,7 +45,7 @@ class Flow(Struct):
 @click.option("--pod", help="Only of or to this pod.")
 @click.option("--service", help="Only to this Service.")
 @click.option("--node", "node_name", help="Only what this node sees.")
-@click.option("--proto", type=click.Choice(["tcp", "udp", "icmp", "sctp"]), help="Only of this protocol.")
+@click.option("--proto", type=click.Choice(["tcp", "udp", "icmp", "icmpv6", "sctp"]), help="Only of this protocol.")
 @click.option("--port", type=int, help="Only to this port, before or after translation.")
 @click.option("--state", help="Only in this state: ESTABLISHED, TIME_WAIT …")
 @click.option("--all", "everything", is_flag=True, help="Also the kubelets' probes of their nodes' pods.")
@@ -182,8 +182,9 @@ def _sockets(proto: str, tuple_: TupleInfo) -> Sockets:
 
 def _as_sent(proto: str, reply: TupleInfo) -> Sockets:
     """The packet whose answer `reply` is: what leaves the node, after translation."""
-    if proto.startswith("icmp"):  # types: 0 answers 8
-        return (proto, reply.dst, 8 if reply.sport == 0 else reply.sport, reply.src, reply.dport, reply.id)
+    if proto.startswith("icmp"):  # types: 0 answers 8, in ICMPv6 129 answers 128
+        asked = {0: 8, 129: 128}.get(reply.sport, reply.sport)
+        return (proto, reply.dst, asked, reply.src, reply.dport, reply.id)
     return (proto, reply.dst, reply.dport, reply.src, reply.sport, reply.id)
 
 

@@ -62,9 +62,10 @@ class Progress:
 @click.option("--nodes", type=click.IntRange(1, 64), default=3, show_default=True, help="How many nodes.")
 @click.option("--cni", default="flannel", show_default=True, help="The pod network.")
 @click.option("--proxy", default="iptables", show_default=True, help="kube-proxy's mode.")
+@click.option("--ip-family", type=click.Choice(list(paths.IP_FAMILIES)), default="ipv4", show_default=True, help="IP families.")
 @click.option("--edge/--no-edge", default=True, show_default=True, help="A router and clients outside the cluster.")
 @click.option("--timeout", type=float, default=60.0, show_default=True, help="Seconds until it gives up.")
-def up(name: str | None, nodes: int, cni: str, proxy: str, edge: bool, timeout: float) -> None:
+def up(name: str | None, nodes: int, cni: str, proxy: str, ip_family: str, edge: bool, timeout: float) -> None:
     """Start a cluster and wait until DNS answers in it."""
     from podwire import cluster
     from podwire_nodeagent.proxy import modes
@@ -72,7 +73,7 @@ def up(name: str | None, nodes: int, cni: str, proxy: str, edge: bool, timeout: 
     _one_of("--cni", cni, cluster.CNIS)
     _one_of("--proxy", proxy, modes.MODES)
     name = name or _given() or paths.DEFAULT_NAME
-    config = Config(name, nodes, cni, proxy, version=_version(), edge=edge)
+    config = Config(name, nodes, cni, proxy, version=_version(), edge=edge, ip_family=ip_family)
     with Progress() as progress:
         cluster.up(config, progress, timeout)
         progress.line(f"cluster {name!r} is up", time.monotonic() - progress.start)

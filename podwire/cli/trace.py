@@ -96,11 +96,17 @@ def find_source(session: Session, text: str, namespace: str | None) -> Source:
         name = node["metadata"]["name"]
         return Source(f"node {name}", node_addresses(node), name)
     pod = session.pod(text, namespace)
-    address = pod.get("status", {}).get("podIP")
-    if not address:
+    addresses = pod_addresses(pod)
+    if not addresses:
         raise ClusterError(f"pod {key(pod)} has no address yet (`podwire describe pod {pod['metadata']['name']}`)")
     node_name = pod["spec"]["nodeName"]
-    return Source(f"pod {key(pod)} ({address} on {node_name})", [address], node_name, key(pod))
+    return Source(f"pod {key(pod)} ({addresses[0]} on {node_name})", addresses, node_name, key(pod))
+
+
+def pod_addresses(pod: Json) -> list[str]:
+    """Of both families, the primary one first."""
+    status = pod.get("status", {})
+    return [each["ip"] for each in status.get("podIPs") or ([{"ip": status["podIP"]}] if status.get("podIP") else [])]
 
 
 def outside() -> Source:
@@ -110,8 +116,8 @@ def outside() -> Source:
 def node_addresses(node: Json) -> list[str]:
     """All addresses that are the node's own: its InternalIPs, its end of the pod network, its tunnel's."""
     found = [each["address"] for each in node.get("status", {}).get("addresses") or [] if each["type"] != "Hostname"]
-    cidr = node.get("spec", {}).get("podCIDR")
-    if cidr:
+    spec = node.get("spec", {})
+    for cidr in spec.get("podCIDRs") or ([spec["podCIDR"]] if spec.get("podCIDR") else []):
         import ipaddress
 
         network = ipaddress.ip_network(cidr)
@@ -254,13 +260,12 @@ def names_of(session: Session) -> dict[str, str]:
         for address in node_addresses(node):
             names[address] = f"node {node['metadata']['name']}"
     for service in session.api.list("Service").items:
-        address = service["spec"].get("clusterIP")
-        if address and address != "None":
-            names[address] = f"Service {key(service)}"
+        for address in service["spec"].get("clusterIPs") or [service["spec"].get("clusterIP")]:
+            if address and address != "None":
+                names[address] = f"Service {key(service)}"
         for each in service.get("status", {}).get("loadBalancer", {}).get("ingress") or []:
             names[each.get("ip", "")] = f"Service {key(service)}"
     for pod in session.api.list("Pod").items:
-        address = pod.get("status", {}).get("podIP")
-        if address and not pod["spec"].get("hostNetwork"):
+        for address in pod_addresses(pod) if not pod["spec"].get("hostNetwork") else ():
             names[address] = f"pod {key(pod)} on {pod['spec'].get('nodeName')}"
     return names

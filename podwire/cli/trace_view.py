@@ -28,6 +28,7 @@ COLOURS = {
 }
 FLAGS = {"S": "SYN", "SA": "SYN-ACK", "A": "ACK", "PA": "PSH-ACK", "FA": "FIN-ACK", "F": "FIN", "R": "RST", "RA": "RST-ACK"}
 ICMP = {0: "echo reply", 3: "destination unreachable", 8: "echo request", 11: "time exceeded"}
+ICMP6 = {1: "destination unreachable", 2: "packet too big", 3: "time exceeded", 128: "echo request", 129: "echo reply"}
 
 
 class Story(Struct):
@@ -194,7 +195,7 @@ def packet_name(d: Digest) -> str:
     if d.proto == "tcp":
         return f"TCP {FLAGS.get(d.flags, d.flags)}"
     if d.proto.startswith("icmp"):
-        return f"ICMP {ICMP.get(d.sport, f'type {d.sport}')}"
+        return f"ICMP {(ICMP if d.proto == 'icmp' else ICMP6).get(d.sport, f'type {d.sport}')}"
     return d.proto.upper()
 
 

@@ -17,7 +17,17 @@ from podwire.simulation import packets
 from podwire.simulation.node import OUTSIDE, PodEnd, SimulatedNode
 from podwire_cni.macs import mac_of
 from podwire_core.trace import Hop
-from podwire_nodeagent.datapath.wire import ARP_REPLY, ARP_REQUEST, BROADCAST_MAC, ZERO_MAC, Buffer, Emit, address_text, mac_bytes
+from podwire_nodeagent.datapath.wire import (
+    ARP_REPLY,
+    ARP_REQUEST,
+    BROADCAST_MAC,
+    ETH,
+    ZERO_MAC,
+    Buffer,
+    Emit,
+    address_text,
+    mac_bytes,
+)
 
 OUTSIDE_MAC = mac_bytes(mac_of(OUTSIDE))
 FRAMES = 10_000  # more than any packet makes of itself: a loop
@@ -70,12 +80,15 @@ class Fabric:
 
     def send_from_pod(self, node: SimulatedNode, end: PodEnd, packet: bytes, destination: str) -> bool:
         """False if the pod's kernel finds no next hop: nobody has that address."""
-        hop = end.next_hop(destination)
-        if hop == end.address:
+        home = end.homes.get(6 if ":" in destination else 4)
+        if home is None:
+            return False
+        hop = home.next_hop(destination)
+        if hop == home.address:
             self.arrivals.append(Arrival(packets.seen(end.mac, packet), end.pod, node.name))
             return True
         if (end.link, hop) not in node.neighbours:
-            self._receive(node, end.link, packets.arp_frame(ARP_REQUEST, end.mac, end.address, ZERO_MAC, hop))
+            self._receive(node, end.link, packets.arp_frame(ARP_REQUEST, end.mac, home.address, ZERO_MAC, hop))
             self._run()
         mac = node.neighbours.get((end.link, hop))
         if mac is None:
@@ -143,7 +156,7 @@ class Fabric:
         owner = self._owners.get(frame.remote)
         if owner is not None:
             peer = self.node(owner)
-            self._receive(peer, peer.stack.vxlan_index(frame.vni), frame.data)
+            self._receive(peer, peer.stack.vxlan_index(frame.vni, bytes(frame.data[ETH : ETH + 6])), frame.data)
 
     def _to_pod(self, node: SimulatedNode, end: PodEnd, data: bytearray) -> None:
         reply = node.answer(end, data)
@@ -151,7 +164,7 @@ class Fabric:
             self._receive(node, end.link, reply)
             return
         seen = packets.read_ip(data)
-        if seen is not None and seen.mac == end.mac and seen.destination == end.address:  # not one that was flooded
+        if seen is not None and seen.mac == end.mac and end.owns(seen.destination):  # not one that was flooded
             self._arrived(data, end.pod, node.name)
 
     def _arrived(self, data: Buffer, pod: str = "", node: str = "") -> None:

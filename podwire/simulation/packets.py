@@ -1,4 +1,4 @@
-"""The packets of a simulation: the first packet of a flow, ARP, and what of an arrived frame matters.
+"""The packets of a simulation: the first packet of a flow, ARP and neighbour discovery, and what of an arrived frame matters.
 
 A frame begins with an empty virtio_net_hdr, as everywhere in the datapath. Checksums are right, since the stack looks at them.
 """
@@ -9,17 +9,22 @@ import struct
 from typing import NamedTuple
 
 from podwire_core.trace import Digest
+from podwire_nodeagent.datapath import icmp6
+from podwire_nodeagent.datapath.packet import ICMPV6
 from podwire_nodeagent.datapath.wire import (
     ARP,
     ARP_END,
     ARP_PREFIX,
+    ARP_REPLY,
     ARP_REQUEST,
     BROADCAST_MAC,
     ETH,
     ETHERNET,
     ETHERTYPE_ARP,
     ETHERTYPE_IPV4,
+    ETHERTYPE_IPV6,
     IPV4,
+    IPV6,
     L3,
     NO_VNET,
     Buffer,
@@ -36,7 +41,7 @@ _SYN = 0x02
 
 
 class Seen(NamedTuple):
-    """An IPv4 packet as somebody receives it."""
+    """An IP packet as somebody receives it."""
 
     mac: bytes  # destination
     protocol: int
@@ -47,6 +52,8 @@ class Seen(NamedTuple):
 
 
 class Arp(NamedTuple):
+    """Of ARP, or what of neighbour discovery is the same: a solicitation is a request, an advertisement a reply."""
+
     operation: int
     sender_mac: bytes
     sender: str
@@ -54,10 +61,12 @@ class Arp(NamedTuple):
 
 
 def first_packet(protocol: str, source: str, destination: str, sport: int, dport: int, ident: int) -> bytes:
-    """The IPv4 packet that opens a flow: a SYN, a datagram, an INIT."""
+    """The IP packet that opens a flow: a SYN, a datagram, an INIT."""
     number = PROTOCOLS[protocol]
     src, dst = address_bytes(source), address_bytes(destination)
     payload = _TRANSPORT[number](src, dst, sport, dport)
+    if len(src) == 16:
+        return IPV6.pack(6 << 28, len(payload), number, TTL, src, dst) + payload
     header = bytearray(IPV4.pack(0x45, 0, 20 + len(payload), ident & 0xFFFF, _DF, TTL, number, 0, src, dst))
     struct.pack_into("!H", header, 10, _checksum(header))
     return bytes(header) + payload
@@ -109,11 +118,17 @@ def _crc32c(data: bytes) -> int:
 
 
 def ip_frame(to: bytes, source: bytes, packet: bytes) -> bytearray:
-    return bytearray(NO_VNET + ETHERNET.pack(to, source, ETHERTYPE_IPV4) + packet)
+    kind = ETHERTYPE_IPV4 if packet[0] >> 4 == 4 else ETHERTYPE_IPV6
+    return bytearray(NO_VNET + ETHERNET.pack(to, source, kind) + packet)
 
 
 def arp_frame(operation: int, mac: bytes, sender: str, to: bytes, target: str) -> bytearray:
-    """A request (to nobody yet: ZERO_MAC) or a reply."""
+    """A request (to nobody yet: ZERO_MAC) or a reply; of neighbour discovery for IPv6."""
+    if ":" in target and operation == ARP_REQUEST:
+        return icmp6.solicitation(mac, address_bytes(sender), b"", address_bytes(target))
+    if ":" in target:
+        flags = icmp6.SOLICITED | icmp6.OVERRIDE
+        return icmp6.advertisement(mac, address_bytes(sender), to, address_bytes(target), flags)
     destination = BROADCAST_MAC if operation == ARP_REQUEST else to
     head = NO_VNET + ETHERNET.pack(destination, mac, ETHERTYPE_ARP)
     body = ARP.pack(*ARP_PREFIX, operation, mac, address_bytes(sender), to, address_bytes(target))
@@ -121,14 +136,36 @@ def arp_frame(operation: int, mac: bytes, sender: str, to: bytes, target: str) -
 
 
 def read_arp(frame: Buffer) -> Arp | None:
-    if len(frame) < ARP_END or frame[L3 - 2] << 8 | frame[L3 - 1] != ETHERTYPE_ARP:
+    kind = _kind(frame)
+    if kind == ETHERTYPE_IPV6:
+        return _read_discovery(frame)
+    if len(frame) < ARP_END or kind != ETHERTYPE_ARP:
         return None
     *_, operation, mac, sender, _, target = ARP.unpack_from(frame, L3)
     return Arp(operation, mac, address_text(sender), address_text(target))
 
 
+def _kind(frame: Buffer) -> int:
+    return frame[L3 - 2] << 8 | frame[L3 - 1] if len(frame) >= L3 else 0
+
+
+def _read_discovery(frame: Buffer) -> Arp | None:
+    if len(frame) < L3 + 64 or frame[L3 + 6] != ICMPV6:
+        return None
+    mac, target = bytes(frame[ETH + 6 : ETH + 12]), address_text(bytes(frame[L3 + 48 : L3 + 64]))
+    source, destination = (address_text(bytes(frame[at : at + 16])) for at in (L3 + 8, L3 + 24))
+    if frame[L3 + 40] == icmp6.SOLICITATION:
+        return Arp(ARP_REQUEST, mac, source, target)
+    return Arp(ARP_REPLY, mac, target, destination) if frame[L3 + 40] == icmp6.ADVERTISEMENT else None
+
+
 def read_ip(frame: Buffer) -> Seen | None:
-    if len(frame) < L3 + 28 or frame[L3 - 2] << 8 | frame[L3 - 1] != ETHERTYPE_IPV4:
+    if _kind(frame) == ETHERTYPE_IPV6 and len(frame) >= L3 + 48:
+        _, _, protocol, _, src, dst = IPV6.unpack_from(frame, L3)
+        port = frame[L3 + 42] << 8 | frame[L3 + 43]
+        flags = frame[L3 + 53] if protocol == TCP and len(frame) > L3 + 53 else 0
+        return Seen(bytes(frame[ETH : ETH + 6]), protocol, address_text(src), address_text(dst), port, flags)
+    if len(frame) < L3 + 28 or _kind(frame) != ETHERTYPE_IPV4:
         return None
     fields = IPV4.unpack_from(frame, L3)
     at = L3 + (fields[0] & 15) * 4

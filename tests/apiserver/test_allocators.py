@@ -127,3 +127,26 @@ def test_a_full_range_is_an_error():
 def test_small_ranges_work(cidr):
     address = assigned(ServiceAllocator([cidr]), service())["clusterIP"]
     assert ipaddress.ip_address(address) in ipaddress.ip_network(cidr)
+
+
+def test_families_that_the_cluster_lacks_are_refused():
+    single, both = ServiceAllocator(), ServiceAllocator(["10.96.0.0/12", "fd00:10:96::/112"])
+    [cause] = single.assign(service(ipFamilies=["IPv6"]))
+    assert cause == Cause("$.spec.ipFamilies[0]", "IPv6 is not configured on this cluster, which has IPv4")
+    [cause] = single.assign(service(ipFamilyPolicy="RequireDualStack"))
+    assert cause == Cause("$.spec.ipFamilyPolicy", "this cluster is not configured for dual-stack Services")
+    assert assigned(single, service(ipFamilyPolicy="PreferDualStack"))["ipFamilies"] == ["IPv4"]
+    assert assigned(both, service(ipFamilies=["IPv6"]))["clusterIP"].startswith("fd00:10:96::")
+
+
+def test_a_service_becomes_dual_stack_and_single_stack_again():
+    allocator = ServiceAllocator(["10.96.0.0/12", "fd00:10:96::/112"])
+    first = service()
+    four = assigned(allocator, first)["clusterIPs"]
+    second = service(ipFamilyPolicy="RequireDualStack")
+    both = assigned(allocator, second, first)["clusterIPs"]
+    assert both[:1] == four
+    assert len(both) == 2
+    third = service(ipFamilyPolicy="SingleStack")
+    spec = assigned(allocator, third, second)
+    assert (spec["clusterIPs"], spec["ipFamilies"]) == (four, ["IPv4"])

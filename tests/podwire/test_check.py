@@ -314,7 +314,7 @@ def flow(**changes):
         (flow(to={}), "flows[0].to: expected one of service, pod, node, ip, got none"),
         (flow(to={"pod": "a/b", "ip": "1.2.3.4"}), "flows[0].to: expected one of service, pod, node, ip, got pod, ip"),
         (flow(to={"ip": "10.0.0.300"}), "flows[0].to.ip: '10.0.0.300' is not an IP address"),
-        (flow(to={"ip": "fd00::1"}), "flows[0].to.ip: fd00::1: IPv6 is not there yet"),
+        (flow(to={"ip": "fd00::g"}), "flows[0].to.ip: 'fd00::g' is not an IP address"),
         (flow(to={"ip": "1.2.3.4"}, port="http"), "flows[0].port: 'http': a name needs a pod or a service to look it up in"),
         (flow(to={"ip": 5}), "flows[0].to.ip: expected a name, got 5"),
         ({**flow(), "from": {"node": "nix"}}, "flows[0].from.node: no Node nix"),
@@ -338,14 +338,6 @@ def test_bad_flows_are_named(asked, message):
         ([service(ports=[{"port": "80"}])], "objects[0] (Service web): $.spec.ports[0].port: expected int, got str"),
         ([pod("a", ip="10.244.1.5"), pod("b", ip="10.244.1.5"), *NODES], "objects: pods default/a, default/b share 10.244.1.5"),
         ([pod("a"), pod("a"), *NODES], "Pod default/a is there twice"),
-        (
-            [{**NODES[0], "status": {"addresses": [{"type": "InternalIP", "address": "fd00::1"}]}}],
-            "Node node1: $.status.addresses: no IPv4 InternalIP, and IPv6 is not there yet",
-        ),
-        (
-            [{**NODES[0], "spec": {"podCIDR": "fd00:1::/64"}}],
-            "Node node1: $.spec.podCIDRs: no IPv4 network, and IPv6 is not there yet",
-        ),
         (
             [service("a", clusterIP="10.96.0.9"), service("b", clusterIP="10.96.0.9")],
             "Service default/b: $.spec.clusterIP: 10.96.0.9 is taken by Service default/a",
@@ -384,3 +376,93 @@ def test_an_unschedulable_pod_is_explained():
     }
     with pytest.raises(ValueError, match=r"default/lost has no address \(Pending: 0/3 nodes are available: 3 node"):
         ask({"pod": "default/lost"}, {"node": "node1"}, 80, objects=[*OBJECTS, lost])
+
+
+# --- IPv6 --------------------------------
+
+
+def node6(number: int, families=(4, 6)) -> dict:
+    ips = {4: f"192.168.1.{10 + number}", 6: f"fd00:192:168:1::{10 + number}"}
+    cidrs = {4: f"10.244.{number}.0/24", 6: f"fd00:10:244:{number}::/64"}
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": f"node{number}"},
+        "spec": {"podCIDR": cidrs[families[0]], "podCIDRs": [cidrs[f] for f in families]},
+        "status": {"addresses": [{"type": "InternalIP", "address": ips[f]} for f in families]},
+    }
+
+
+def dual(families=(4, 6)) -> list[dict]:
+    ranges = {4: "10.96.0.0/12", 6: "fd00:10:96::/112"}
+    ranges_of = {"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"}}
+    return [node6(1, families), node6(2, families), {**ranges_of, "spec": {"cidrs": [ranges[f] for f in families]}}]
+
+
+def pod6(name: str, node: str, **labels: str) -> dict:
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "labels": labels},
+        "spec": {"nodeName": node, "containers": [{"name": "c", "image": "nginx", "ports": [{"containerPort": 8080}]}]},
+    }
+
+
+def web6(**spec: object) -> dict:
+    ports = [{"port": 80, "targetPort": 8080, "nodePort": 30080}]
+    spec = {"selector": {"app": "web"}, "type": "NodePort", "ports": ports, **spec}
+    return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}, "spec": spec}
+
+
+@pytest.mark.parametrize("backend", ["node1", "node2"])
+def test_a_service_of_an_ipv6_cluster(backend):
+    objects = [*dual((6,)), pod6("client", "node1"), pod6("web", backend, app="web"), web6()]
+    flow = {"from": {"pod": "default/client"}, "to": {"service": "default/web"}, "port": 80}
+    [found] = check(objects, [flow])
+    [destination] = found["destinations"]
+    assert (found["verdict"], found["translated"], found["snat"]) == ("delivered", True, False)
+    assert (destination["pod"], destination["port"]) == ("default/web", 8080)
+    assert destination["ip"].startswith("fd00:10:244:")
+
+
+def test_a_dual_stack_service_answers_in_both_families():
+    service = web6(ipFamilyPolicy="RequireDualStack", clusterIPs=["10.96.0.9", "fd00:10:96::9"], clusterIP="10.96.0.9")
+    objects = [*dual(), pod6("client", "node1"), pod6("web", "node2", app="web"), service]
+    flows = [{"from": {"pod": "default/client"}, "to": {"ip": ip}, "port": 80} for ip in ("10.96.0.9", "fd00:10:96::9")]
+    found = check(objects, flows)
+    assert [each["verdict"] for each in found] == ["delivered", "delivered"]
+    assert [":" in each["destinations"][0]["ip"] for each in found] == [False, True]
+
+
+def test_a_node_port_from_outside_by_ipv6_is_masqueraded():
+    objects = [*dual((6,)), pod6("web", "node2", app="web"), web6()]
+    flow = {"from": {"ip": "2001:db8::7", "node": "node1"}, "to": {"node": "node1"}, "port": 30080}
+    [found] = check(objects, [flow])
+    assert (found["verdict"], found["snat"], found["source"]) == ("delivered", True, "fd00:10:244:1::")
+    assert found["destinations"][0]["pod"] == "default/web"
+
+
+def test_an_ipv6_service_without_endpoints_rejects():
+    objects = [*dual((6,)), pod6("client", "node1"), web6()]
+    [found] = check(objects, [{"from": {"pod": "default/client"}, "to": {"service": "default/web"}, "port": 80}])
+    assert found["verdict"] == "rejected"
+    assert "icmp6-port-unreachable" in found["decided_by"]["rule"]
+
+
+def test_a_pod_without_the_family_gets_nowhere():
+    objects = [*dual((4,)), pod6("client", "node1")]
+    [found] = check(objects, [{"from": {"pod": "default/client"}, "to": {"ip": "fd00:10:96::9"}, "port": 80}])
+    assert (found["verdict"], found["destinations"]) == ("dropped", [])
+
+
+def test_a_service_that_needs_both_families_makes_the_cluster_dual():
+    service = web6(ipFamilyPolicy="RequireDualStack")
+    bare = [{"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}} for name in ("node1", "node2")]
+    objects = [pod6("client", "node1"), pod6("web", "node2", app="web"), service, *bare]
+    flows = [
+        {"from": {"pod": "default/client"}, "to": {"service": "default/web"}, "port": 80},
+        {"from": {"node": "node1"}, "to": {"ip": "fd00:192:168:1::12"}, "port": 30080},
+    ]
+    found = check(objects, flows)
+    assert [each["verdict"] for each in found] == ["delivered", "delivered"]
+    assert [":" in each["destinations"][0]["ip"] for each in found] == [False, True]

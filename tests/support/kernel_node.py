@@ -85,7 +85,7 @@ class KernelNode:
                     if op.hairpin:
                         lines.append(f"link set {op.name} type bridge_slave hairpin on")
                 case AddrAdd():
-                    lines.append(f"addr add {op.address} dev {op.dev}")
+                    lines.append(f"addr add {op.address} dev {op.dev}" + (" nodad" if ":" in op.address else ""))
                 case NeighAdd():
                     lines.append(f"neigh add {op.dst} lladdr {op.lladdr} dev {op.dev} nud permanent")
                 case RouteAdd():

@@ -22,6 +22,7 @@ from .common import condition_of, created, deleting, finished, ready, seconds, t
 from .fit import tolerates
 from .view import Change, View
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 UNREACHABLE, NOT_READY = "node.kubernetes.io/unreachable", "node.kubernetes.io/not-ready"
 UNSCHEDULABLE = "node.kubernetes.io/unschedulable"
 _OURS = {UNREACHABLE, NOT_READY, UNSCHEDULABLE}
@@ -31,9 +32,10 @@ class NodeIpamController:
     name = "node-ipam-controller"
     kinds = ("Node",)
 
-    def __init__(self, cluster_cidr: str, mask: int) -> None:
-        self.network = ipaddress.ip_network(cluster_cidr)
-        self.mask = mask
+    def __init__(self, cluster_cidr: str, mask: int, mask6: int = 64) -> None:
+        """`cluster_cidr`: one network, or one of each family with a comma between."""
+        networks = [ipaddress.ip_network(cidr) for cidr in cluster_cidr.split(",")]
+        self.networks = [(network, mask if network.version == 4 else mask6) for network in networks]
 
     def wakes(self, view: View, change: Change) -> Iterable[str]:
         if change.new is not None:
@@ -45,29 +47,32 @@ class NodeIpamController:
         if node is None or deleting(node) or _cidrs(node):
             return ()
         taken = [ipaddress.ip_network(cidr, strict=False) for other in view.all("Node").values() for cidr in _cidrs(other)]
-        network = self._free(key, taken)
-        if network is None:
-            note = f"no network of /{self.mask} left in {self.network}"
-            return [Event(node, "Warning", "CIDRNotAvailable", note, self.name)]
-        cidr = str(network)
-        return [Patch("Node", key, {"spec": {"podCIDR": cidr, "podCIDRs": [cidr]}}, uid=uid_of(node))]
+        cidrs = []
+        for cluster, mask in self.networks:
+            network = _free(cluster, mask, key, taken)
+            if network is None:
+                note = f"no network of /{mask} left in {cluster}"
+                return [Event(node, "Warning", "CIDRNotAvailable", note, self.name)]
+            cidrs.append(str(network))
+        return [Patch("Node", key, {"spec": {"podCIDR": cidrs[0], "podCIDRs": cidrs}}, uid=uid_of(node))]
 
-    def _free(self, name: str, taken: list[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> object | None:
-        shift = self.network.max_prefixlen - self.mask
-        count = 1 << (self.mask - self.network.prefixlen)
-        used: set[int] = set()
-        for net in taken:
-            if net.version == self.network.version:
-                first = (int(net.network_address) - int(self.network.network_address)) >> shift
-                last = (int(net.broadcast_address) - int(self.network.network_address)) >> shift
-                used.update(range(max(first, 0), min(last + 1, count)))
-        number = re.search(r"(\d+)$", name)
-        wishes = [int(number[1])] if number else []
-        for index in (*wishes, *range(1, count), 0):
-            if index < count and index not in used:
-                base = type(self.network.network_address)(int(self.network.network_address) + (index << shift))
-                return ipaddress.ip_network(f"{base}/{self.mask}")
-        return None
+
+def _free(cluster: Network, mask: int, name: str, taken: list[Network]) -> Network | None:
+    """A node's part of the cluster's network: the one of its number, or the lowest free one."""
+    base, shift, count = int(cluster.network_address), cluster.max_prefixlen - mask, 1 << (mask - cluster.prefixlen)
+    used: set[int] = set()
+    for net in taken:
+        if net.version == cluster.version:
+            first = (int(net.network_address) - base) >> shift
+            last = (int(net.broadcast_address) - base) >> shift
+            used.update(range(max(first, 0), min(last + 1, count)))
+    number = re.search(r"(\d+)$", name)
+    wishes = [int(number[1])] if number else []
+    for index in (*wishes, *range(1, count), 0):
+        if index < count and index not in used:
+            address = type(cluster.network_address)(base + (index << shift))
+            return ipaddress.ip_network(f"{address}/{mask}")
+    return None
 
 
 def _cidrs(node: Json) -> list[str]:

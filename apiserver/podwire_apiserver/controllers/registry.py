@@ -20,12 +20,12 @@ from .scheduler import Scheduler
 from .statefulset import StatefulSetController
 
 
-def workload_controllers(cluster_cidr: str = POD_CIDR, node_mask: int = 24) -> list[Controller]:
+def workload_controllers(cluster_cidr: str = POD_CIDR, node_mask: int = 24, node_mask6: int = 64) -> list[Controller]:
     """Those that fill in what is missing and take nothing away: all that `settle` needs."""
     return [
         CrdController(),
         ServiceAccountController(),
-        NodeIpamController(cluster_cidr, node_mask),
+        NodeIpamController(cluster_cidr, node_mask, node_mask6),
         DeploymentController(),
         ReplicaSetController("ReplicaSet"),
         ReplicaSetController("ReplicationController"),
@@ -39,9 +39,11 @@ def workload_controllers(cluster_cidr: str = POD_CIDR, node_mask: int = 24) -> l
     ]
 
 
-def all_controllers(cluster_cidr: str = POD_CIDR, node_mask: int = 24, pool: str = LOAD_BALANCER_POOL) -> list[Controller]:
+def all_controllers(
+    cluster_cidr: str = POD_CIDR, node_mask: int = 24, pool: str = LOAD_BALANCER_POOL, node_mask6: int = 64
+) -> list[Controller]:
     return [
-        *workload_controllers(cluster_cidr, node_mask),
+        *workload_controllers(cluster_cidr, node_mask, node_mask6),
         LoadBalancerController(pool),
         NodeLifecycleController(),
         TaintEvictionController(),

@@ -11,11 +11,11 @@ Order to read: settle, Settling (in the order of its steps), the kubelet's part.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from podwire_apiserver import admission
 from podwire_apiserver.allocators import ServiceAllocator
-from podwire_core.constants import NODE_NETWORK, POD_CIDR, SERVICE_CIDR
+from podwire_core.constants import NODE_NETWORK, NODE_NETWORK6, POD_CIDR, POD_CIDR6, SERVICE_CIDR, SERVICE_CIDR6
 from podwire_core.kinds import Catalogue
 from podwire_core.objects import Json, key_of
 
@@ -32,6 +32,8 @@ from .view import Change, View, labels_of, namespace_of
 
 NOW = 1_700_000_000.0  # a fixed time: the same objects give the same names
 EVER = 0.0  # since when pods are ready: long enough for any minReadySeconds
+SERVICE_CIDRS, POD_CIDRS = {4: SERVICE_CIDR, 6: SERVICE_CIDR6}, {4: POD_CIDR, 6: POD_CIDR6}
+NODE_NETWORKS = {4: NODE_NETWORK, 6: NODE_NETWORK6}
 FIRST_NODE = 11  # node 1 has 192.168.1.11
 SERVICE_NAME = "kubernetes.io/service-name"
 
@@ -40,9 +42,9 @@ def settle(
     objects: Iterable[Json],
     now: float = NOW,
     *,
-    cluster_cidr: str = POD_CIDR,
+    cluster_cidr: str = "",
     node_mask: int = 24,
-    service_cidrs: Sequence[str] = (SERVICE_CIDR,),
+    service_cidrs: Sequence[str] = (),
 ) -> list[Json]:
     """All objects as they are when nothing is left to do. ValueError, in one line, if they contradict each other."""
     return Settling(objects, now, cluster_cidr, node_mask, service_cidrs).run()
@@ -71,6 +73,12 @@ class Settling:
     ) -> None:
         self.now = now
         self.given = [_placed(obj) for obj in objects]
+        given_ranges = [
+            cidr for obj in self.given if obj["kind"] == "ServiceCIDR" for cidr in (obj.get("spec") or {}).get("cidrs") or ()
+        ]
+        ranges = given_ranges or list(service_cidrs) or [SERVICE_CIDRS[family] for family in _families(self.given)]
+        self.families = tuple(dict.fromkeys(ipaddress.ip_network(cidr).version for cidr in ranges))
+        cluster_cidr = cluster_cidr or ",".join(POD_CIDRS[family] for family in self.families)
         spared = {key for obj in self.given if (key := _service_of(obj))}
         controllers = [
             Sparing(each, spared) if each.name in _ENDPOINTS else each for each in workload_controllers(cluster_cidr, node_mask)
@@ -78,10 +86,7 @@ class Settling:
         controllers.append(Sparing(LoadBalancerController(), _with_addresses(self.given)))
         self.networks = NodeIpamController(cluster_cidr, node_mask)
         self.memory = Memory(controllers, admit=admission.default)
-        ranges = [
-            cidr for obj in self.given if obj["kind"] == "ServiceCIDR" for cidr in (obj.get("spec") or {}).get("cidrs") or ()
-        ]
-        self.services = ServiceAllocator(ranges or service_cidrs, as_given=True)
+        self.services = ServiceAllocator(ranges, as_given=True)
         self.said: set[str] = set()  # pods whose phase or readiness is given
 
     def run(self) -> list[Json]:
@@ -156,19 +161,35 @@ class Settling:
         """At least one node, each Ready if it says nothing, and with an InternalIP."""
         nodes = nodes or [{"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node1"}}]
         given = {each["address"] for node in nodes for each in (node.get("status") or {}).get("addresses") or ()}
-        hosts = ipaddress.ip_network(NODE_NETWORK)
-        free = (str(hosts[number]) for number in range(FIRST_NODE, hosts.num_addresses - 1) if str(hosts[number]) not in given)
+        free = [_free(NODE_NETWORKS[family], given) for family in self.families]
         return [_registered(node, free, self.now) for node in nodes]
 
 
-def _registered(node: Json, free: Iterable[str], now: float) -> Json:
+def _free(network: str, given: Collection[str]) -> Iterator[str]:
+    """Addresses for nodes, as `podwire up` gives them: in decimal digits, also in IPv6."""
+    hosts = ipaddress.ip_network(network)
+    for number in range(FIRST_NODE, 255):
+        address = str(hosts[number if hosts.version == 4 else int(str(number), 16)])
+        if address not in given:
+            yield address
+
+
+def _families(objects: Iterable[Json]) -> tuple[int, ...]:
+    """Both, if a Service cannot do without IPv6."""
+    specs = [obj.get("spec") or {} for obj in objects if obj["kind"] == "Service"]
+    asked = any("IPv6" in (spec.get("ipFamilies") or ()) or spec.get("ipFamilyPolicy") == "RequireDualStack" for spec in specs)
+    return (4, 6) if asked else (4,)
+
+
+def _registered(node: Json, free: Sequence[Iterator[str]], now: float) -> Json:
     name = node["metadata"]["name"]
     status = dict(node.get("status") or {})
     if not any(each.get("type") == "InternalIP" for each in status.get("addresses") or ()):
-        address = next(iter(free), None)
-        if address is None:
+        addresses = [next(each, None) for each in free]
+        if None in addresses:
             raise ValueError(f"Node {name}: no address is left in {NODE_NETWORK}")
-        status["addresses"] = [{"type": "InternalIP", "address": address}, *(status.get("addresses") or ())]
+        own = [{"type": "InternalIP", "address": address} for address in addresses]
+        status["addresses"] = [*own, *(status.get("addresses") or ())]
     if condition_of(node, "Ready") is None:
         status["conditions"] = with_condition(status.get("conditions"), "Ready", "True", "KubeletReady", "", now)
     labels = {"kubernetes.io/hostname": name, **labels_of(node)}

@@ -21,6 +21,7 @@ from podwire_nodeagent.datapath.wire import (
     ETH,
     ETHERNET,
     ETHERTYPE_IPV4,
+    ETHERTYPE_IPV6,
     L3,
     address_text,
 )
@@ -62,6 +63,7 @@ def flush(stack: Stack, walk: Walk, entry: Neighbour) -> None:
     queue, entry.queue = entry.queue, []
     for waiting in queue:
         own = waiting.resume(walk.now, walk.emits)
-        ETHERNET.pack_into(own.frame, ETH, entry.mac, entry.link.mac, ETHERTYPE_IPV4)
+        kind = ETHERTYPE_IPV4 if len(entry.ip) == 4 else ETHERTYPE_IPV6
+        ETHERNET.pack_into(own.frame, ETH, entry.mac, entry.link.mac, kind)
         egress.transmit(stack, own, entry.link, own.frame)
         stack.finish(own)

@@ -37,7 +37,7 @@ def complete(frame: Buffer) -> None:
     if begin < L3 or field + 2 > len(frame):
         return
     value = -ones_sum(frame[begin:]) % 65535
-    if offset == 6 and frame[L3 + 9] == UDP and not value:
+    if offset == 6 and frame[L3 + 9 if frame[L3] >> 4 == 4 else L3 + 6] == UDP and not value:
         value = 0xFFFF
     U16.pack_into(frame, field, value)
     frame[0] = flags & ~NEEDS_CSUM

@@ -13,6 +13,9 @@ from podwire_nodeagent.datapath.fib import Route, masked
 from podwire_nodeagent.datapath.links import FD_KINDS, KINDS, Link
 from podwire_nodeagent.datapath.wire import address_bytes, mac_bytes
 
+CONNECTED6 = 256  # metric of the route that an IPv6 address makes
+
+
 # --- links --------------------------------
 
 
@@ -29,7 +32,7 @@ def link_add(change: Change, op: netlink.LinkAdd) -> None:
         raise NetlinkError("EEXIST", f"link {op.name} exists")
     if op.kind in ("host", "uplink") and any(link.kind == op.kind and link is not old for link in links):
         raise NetlinkError("EEXIST", f"there is a link of kind {op.kind} already")
-    if op.kind == "vxlan" and any(link is not old and link.kind == "vxlan" and link.vni == op.vni for link in links):
+    if op.kind == "vxlan" and any(link is not old and link.kind == "vxlan" and same_tunnel(link, op) for link in links):
         raise NetlinkError("EEXIST", f"there is a vxlan link with vni {op.vni} already")
     mac = mac_bytes(op.mac) if op.mac else old.mac if old else made_up_mac(change.stack.node, op.name)
     link = old or Link(links.new_index(), op.name, op.kind, mac, op.mtu)
@@ -40,6 +43,11 @@ def link_add(change: Change, op: netlink.LinkAdd) -> None:
         change.set(link, "attached", True)
     change.set(link, "mac", mac)
     update_link(change, link, op)
+
+
+def same_tunnel(link: Link, op: netlink.LinkAdd) -> bool:
+    """Two vxlan links may share a VNI if their tunnels' ends are of two families, as Flannel's two devices."""
+    return link.vni == op.vni and len(link.local) == (len(address_bytes(op.local)) if op.local else 0)
 
 
 def update_link(change: Change, link: Link, op: netlink.LinkAdd) -> None:
@@ -138,7 +146,7 @@ def interface(text: str) -> tuple[bytes, int]:
 
 
 def is_secondary(addresses: Sequence[tuple[bytes, int]], index: int) -> bool:
-    """Whether an earlier address has the same subnet."""
+    """Whether an earlier address has the same subnet. (IPv6 knows no such order: it matters for the subnet's route alone.)"""
     address, plen = addresses[index]
     return any(p == plen and len(a) == len(address) and masked(a, p) == masked(address, p) for a, p in addresses[:index])
 
@@ -150,14 +158,15 @@ def addr_add(change: Change, op: netlink.AddrAdd) -> None:
         if op.replace:
             return
         raise NetlinkError("EEXIST", f"address {op.address} exists on {op.dev}")
-    if address[0] >= 224 and len(address) == 4:
+    if (address[0] >= 224 and len(address) == 4) or address[0] == 0xFF:
         raise NetlinkError("EINVAL", f"{op.address} is no unicast address")
     addresses = [*link.addresses, (address, plen)]
     change.set_addresses(link, addresses)
     primary = address if not is_secondary(addresses, len(addresses) - 1) else first_of(addresses, address, plen)
     full = 8 * len(address)
     if not any(r.dev is link and r.type == "local" for r in change.stack.fib.local.same_net(address, full)):
-        change.add_route(Route(address, full, link, src=primary, proto="kernel", type="local", table="local"))
+        src = primary if full == 32 else b""
+        change.add_route(Route(address, full, link, src=src, proto="kernel", type="local", table="local"))
     if link.up and primary == address:
         add_connected(change, link, address, plen)
 
@@ -172,6 +181,8 @@ def connected(link: Link, address: bytes, plen: int) -> list[Route]:
     network = masked(address, plen)
     routes = []
     if plen < full and any(network):
+        if full == 128:
+            return [Route(network, plen, link, proto="kernel", metric=CONNECTED6)]
         routes.append(Route(network, plen, link, src=address, proto="kernel"))
         if full == 32 and plen < 31:
             last = (int.from_bytes(network, "big") | (1 << 32 - plen) - 1).to_bytes(4, "big")
@@ -195,7 +206,9 @@ def addr_del(change: Change, op: netlink.AddrDel) -> None:
         raise NetlinkError("EADDRNOTAVAIL", f"{op.dev} has no address {op.address}")
     at = link.addresses.index((address, plen))
     gone = [(address, plen)]
-    if not is_secondary(link.addresses, at):  # its secondaries go with it (promote_secondaries=0)
+    if len(address) == 16:
+        forget_subnet6(change, link, at)
+    elif not is_secondary(link.addresses, at):  # its secondaries go with it (promote_secondaries=0)
         net = masked(address, plen)
         gone += [(a, p) for a, p in link.addresses[at + 1 :] if p == plen and len(a) == len(address) and masked(a, p) == net]
         for route in change.stack.fib.of_link(link):
@@ -205,6 +218,17 @@ def addr_del(change: Change, op: netlink.AddrDel) -> None:
     change.set_addresses(link, left)
     for old, _ in gone:
         remove_local(change, link, old, left)
+
+
+def forget_subnet6(change: Change, link: Link, at: int) -> None:
+    """The connected route of an IPv6 address, unless another one has the same subnet."""
+    address, plen = link.addresses[at]
+    net = masked(address, plen)
+    others = [*link.addresses[:at], *link.addresses[at + 1 :]]
+    if not any(p == plen and len(a) == 16 and masked(a, p) == net for a, p in others):
+        for route in list(change.stack.fib.main.same_net(net, plen)):
+            if route.dev is link and route.proto == "kernel":
+                change.remove_route(route)
 
 
 def remove_local(change: Change, link: Link, address: bytes, left: Sequence[tuple[bytes, int]]) -> None:

@@ -73,7 +73,8 @@ def routes(stack: Stack, _: float) -> list[RouteInfo]:
 
 
 def route_info(route: Route) -> RouteInfo:
-    dst = "default" if not route.plen else f"{address_text(route.dst)}/{route.plen}"
+    plain = len(route.dst) == 4 or route.via or route.src
+    dst = ("default" if plain else "::/0") if not route.plen else f"{address_text(route.dst)}/{route.plen}"
     return RouteInfo(
         dst=dst,
         dev=route.dev.name if route.dev and not route.hops else "",

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from zlib import crc32
 
+from podwire_nodeagent.datapath import icmp6
 from podwire_nodeagent.datapath.bridge import AGEING, flood_ports, may_leave
 from podwire_nodeagent.datapath.neigh import USABLE, Neighbour
 from podwire_nodeagent.datapath.walk import Waiting, Walk
@@ -26,6 +27,7 @@ from podwire_nodeagent.datapath.wire import (
     ETHERNET,
     ETHERTYPE_ARP,
     ETHERTYPE_IPV4,
+    ETHERTYPE_IPV6,
     L3,
     VNET_SIZE,
     ZERO_MAC,
@@ -54,7 +56,7 @@ def to_neighbour(stack: Stack, walk: Walk, dev: Link, nexthop: bytes, frame: Buf
             walk.expires = min(walk.expires, entry.deadline)
     if walk.steps is not None:
         walk.step("neighbour", "resolve", f"{address_text(nexthop)} lladdr {mac_text(mac)} dev {dev.name}")
-    ETHERNET.pack_into(frame, ETH, mac, dev.mac, ETHERTYPE_IPV4)
+    ETHERNET.pack_into(frame, ETH, mac, dev.mac, ETHERTYPE_IPV4 if len(nexthop) == 4 else ETHERTYPE_IPV6)
     transmit(stack, walk, dev, frame)
 
 
@@ -62,6 +64,8 @@ def group_mac(stack: Stack, walk: Walk, dev: Link, nexthop: bytes) -> bytes:
     """The MAC that needs no asking: broadcast, multicast, and links without neighbours; else b""."""
     if dev.kind == "host":
         return dev.peer_mac or BROADCAST_MAC
+    if len(nexthop) == 16:
+        return icmp6.group_mac(nexthop) if nexthop[0] == 0xFF else b""
     if nexthop[0] & 0xF0 == 0xE0:
         return b"\x01\x00\x5e" + bytes((nexthop[1] & 0x7F,)) + nexthop[2:]
     return BROADCAST_MAC if stack.fib.address_type(nexthop) == "BROADCAST" else b""
@@ -161,16 +165,19 @@ def flow_hash(walk: Walk, frame: Buffer) -> int:
     packet = walk.packet
     if packet.buf is frame and not packet.fragment and packet.proto in (6, 17):
         return crc32(packet.src + packet.dst + bytes(frame[packet.l4 : packet.l4 + 4]), packet.proto)
-    is_ip = len(frame) >= L3 + 20 and frame[L3] >> 4 == 4
-    return crc32(frame[L3 + 12 : L3 + 20] if is_ip else frame[ETH : ETH + 12])
+    if len(frame) >= L3 + 20 and frame[L3] >> 4 == 4:
+        return crc32(frame[L3 + 12 : L3 + 20])
+    return crc32(frame[L3 + 8 : L3 + 40] if len(frame) >= L3 + 40 and frame[L3] >> 4 == 6 else frame[ETH : ETH + 12])
 
 
 def solicit(stack: Stack, walk: Walk, entry: Neighbour) -> None:
-    """An ARP request for a neighbour: broadcast, or to the MAC that is to be confirmed."""
+    """An ARP request or neighbour solicitation: to all, or to the MAC that is to be confirmed."""
     dev = entry.link
-    if len(entry.ip) != 4:
-        return
     source = stack.link_source(dev, entry.ip)
+    if len(entry.ip) == 16:
+        own = source if any(source) and any(a == source for a, _ in dev.addresses) else icmp6.link_local(dev.mac)
+        send_discovery(stack, walk, dev, icmp6.solicitation(dev.mac, own, entry.mac, entry.ip))
+        return
     target = entry.mac or BROADCAST_MAC
     send_arp(stack, walk, dev, target, ARP_REQUEST, source, entry.mac or ZERO_MAC, entry.ip)
 
@@ -182,6 +189,13 @@ def send_arp(
     frame = bytearray(ARP_END)
     ETHERNET.pack_into(frame, ETH, to, dev.mac, ETHERTYPE_ARP)
     ARP.pack_into(frame, L3, *ARP_PREFIX, operation, dev.mac, sender, target_mac, target)
+    own = Walk(frame, None, walk.now, walk.emits)
+    transmit(stack, own, dev, frame)
+    stack.finish(own)
+
+
+def send_discovery(stack: Stack, walk: Walk, dev: Link, frame: bytearray) -> None:
+    """A message of neighbour discovery of the node itself, as `send_arp`."""
     own = Walk(frame, None, walk.now, walk.emits)
     transmit(stack, own, dev, frame)
     stack.finish(own)

@@ -113,6 +113,26 @@ def masked(address: bytes, plen: int) -> bytes:
     return value.to_bytes(len(address), "big")
 
 
+def scope(address: bytes) -> int:
+    """Of an IPv6 address: 1 interface, 2 link, 14 global (RFC 4007); a unique local address is global."""
+    if address[0] == 0xFF:
+        return address[1] & 15
+    return 2 if address[0] == 0xFE and address[1] & 0xC0 == 0x80 else 1 if address == bytes(15) + b"\1" else 14
+
+
+def select_source(dst: bytes, dev: Link | None, links: Iterable[Link]) -> bytes:
+    """RFC 6724, section 5, as far as addresses here differ: itself, the scope, the outgoing link, the longest common prefix."""
+
+    def rank(item: tuple[Link, bytes]) -> tuple[bool, bool, int, bool, int]:
+        link, address = item
+        wide = scope(address) >= scope(dst)
+        common = 128 - (int.from_bytes(address, "big") ^ int.from_bytes(dst, "big")).bit_length()
+        return address == dst, wide, -scope(address) if wide else scope(address), link is dev, common
+
+    candidates = [(link, a) for link in links for a, _ in link.addresses if len(a) == 16 and (link is dev or scope(a) > 2)]
+    return max(candidates, key=rank)[1] if candidates else b""
+
+
 class Table:
     """Routes of one table: (length of address, prefix length) → network → routes in order of preference."""
 
@@ -203,12 +223,15 @@ class Fib:
         route = next(self.local.candidates(address), None)
         return route.type.upper() if route is not None else "UNICAST"
 
-    def source(self, route: Route, links: Iterable[Link]) -> bytes:
-        """The source address for a packet that a route carries (b"": none): its `src`, or an address of its link."""
+    def source(self, route: Route, links: Iterable[Link], dst: bytes = b"") -> bytes:
+        """The source address for a packet that a route carries (b"": none): its `src`, or an address of its link. `dst` is
+        the packet's destination, which matters for IPv6."""
         if route.src:
             return route.src
         size = len(route.dst)
         towards = route.gateway or route.dst
+        if size == 16:
+            return select_source(dst or route.dst, route.dev, links)
         if route.dev is not None:
             own = [(a, plen) for a, plen in route.dev.addresses if len(a) == size]
             near = [a for a, plen in own if masked(a, plen) == masked(towards, plen)]

@@ -2,9 +2,9 @@
 
 Theory. An entry is made from the header before and after a walk that ended in sending just this frame: the new MACs, the
 TTL's decrement, the new addresses and ports, and the checksum deltas that follow from them. A packet hits it if it came by
-the same link with the same MACs, addresses, ports and protocol, and is ordinary: IPv4 without options, whole, header
-checksum right, TTL above 1, no padding, not too big, TCP without SYN, FIN, RST. Everything else walks, so an entry needs to
-know nothing about it.
+the same link with the same MACs, addresses, ports and protocol, and is ordinary: IP without options or extension headers,
+whole, header checksum right, TTL above 1, no padding, not too big, TCP without SYN, FIN, RST. Everything else walks, so an
+entry needs to know nothing about it.
 
 Rules:
 - Any change of a table (`Stack.changed`) empties the cache. An entry lives at most LIFETIME, and no longer than the neighbour and
@@ -33,10 +33,12 @@ if TYPE_CHECKING:
 
 LIFETIME = 10.0
 MAX_FLOWS = 65536
-SMALLEST = L3 + 28
+SMALLEST, SMALLEST6 = L3 + 28, L3 + 48
 # gso_type, gso_size (swapped), MACs, type, version+ihl, length, flags+offset, ttl, protocol, checksum, addresses and ports
 HEADER = Struct("!xBxxH4x12sHBxHxxHBBH12s")
 NETWORK = Struct("!BBH12s")  # ttl … ports, at L3 + 8
+# gso_type, gso_size (swapped), MACs, type, version+class+label, length, next header, hop limit, addresses and ports
+HEADER6 = Struct("!xBxxH4x12sHIHBB36s")
 FlowKey = tuple[int, bytes, bytes, int]  # link, MACs, addresses and ports, protocol
 
 
@@ -75,7 +77,7 @@ class Flow:
         before = key[2]
         self.rewrites = self.addresses != before
         self.ttl = left - ttl
-        self.pseudo_delta = word_delta(before[:8], self.addresses[:8])
+        self.pseudo_delta = word_delta(before[:-4], self.addresses[:-4])
         self.l4_delta = word_delta(before, self.addresses)
         self.ip_delta = (self.pseudo_delta + self.ttl * 256) % 65535
         self.ct, self.direction, self.epoch = ct, walk.packet.direction, ct.epoch
@@ -90,7 +92,10 @@ class Flow:
 
 
 def flow_key(link: int, frame: Buffer) -> tuple[FlowKey, int]:
-    """The key of a frame that is long enough, and its TTL."""
+    """The key of a frame that is long enough, and its TTL. Families differ in the length of their addresses."""
+    if frame[L3 - 2] == 0x86 and len(frame) >= SMALLEST6:
+        _, _, macs, _, _, _, proto, ttl, addresses = HEADER6.unpack_from(frame, 0)
+        return (link, macs, addresses, proto), ttl
     _, _, macs, _, _, _, _, ttl, proto, _, addresses = HEADER.unpack_from(frame, 0)
     return (link, macs, addresses, proto), ttl
 
@@ -99,7 +104,9 @@ def make_flow(walk: Walk, key: FlowKey, ttl: int, netfilter: Netfilter) -> Flow 
     """The entry for what `walk` did to a frame that had this key and TTL, None if it cannot stand for others."""
     packet, bpf = walk.packet, walk.bpf
     ct = bpf if walk.untracked else packet.ct
-    if not walk.cacheable or len(walk.emits) != 1 or packet.proto not in (TCP, UDP) or packet.l4 != L3 + 20:
+    if not walk.cacheable or len(walk.emits) != 1 or packet.proto not in (TCP, UDP):
+        return None
+    if packet.l4 != L3 + (20 if packet.family == 4 else 40):
         return None
     if walk.emits[0][1] is not walk.frame or ct is None or not (walk.untracked or netfilter.cacheable(packet)):
         return None
@@ -112,9 +119,10 @@ def make_flow(walk: Walk, key: FlowKey, ttl: int, netfilter: Netfilter) -> Flow 
 
 def patch_l4(frame: Buffer, proto: int, flow: Flow) -> None:
     """The transport checksum of a rewritten packet."""
-    at = L3 + 36 if proto == TCP else L3 + 26
+    l4 = L3 + 20 if len(flow.addresses) == 12 else L3 + 40
+    at = l4 + 16 if proto == TCP else l4 + 6
     old = frame[at] << 8 | frame[at + 1]
-    if frame[0] & 1 and frame[6] | frame[7] << 8 == L3 + 20 - VNET_SIZE:
+    if frame[0] & 1 and frame[6] | frame[7] << 8 == l4 - VNET_SIZE:
         new = (old + flow.pseudo_delta) % 65535 or 0xFFFF
     elif proto == TCP:
         new = (old - flow.l4_delta) % 65535
@@ -156,7 +164,7 @@ class FlowCache:
         gso, gso_size, macs, kind, first, total, fragment, ttl, proto, check, addresses = HEADER.unpack_from(frame, 0)
         flow = self.flows.get((link, macs, addresses, proto))
         if flow is None:
-            return None
+            return self._take6(link, frame, now) if kind == 0x86DD and len(frame) >= SMALLEST6 else None
         if kind != 0x800 or first != 0x45 or fragment & 0x3FFF or ttl < 2 or total + L3 != len(frame) or now >= flow.expires:
             return None
         if int.from_bytes(frame[L3 : L3 + 20], "big") % 65535:
@@ -184,6 +192,41 @@ class FlowCache:
             patch_l4(frame, proto, flow)
         elif flow.ttl:
             NETWORK.pack_into(frame, 32, ttl + flow.ttl, proto, (check - flow.ip_delta) % 65535, addresses)
+        if not flow.packets:
+            self._dirty.append(flow)
+        flow.packets += 1
+        flow.bytes += total
+        flow.last = now
+        return [(flow.out, frame, flow.tunnel)]
+
+    def _take6(self, link: int, frame: Buffer, now: float) -> list[tuple[int, Buffer, Tunnel | None]] | None:
+        """`take` for IPv6 without extension headers: no header checksum, else the same."""
+        gso, gso_size, macs, _, first, payload, proto, ttl, addresses = HEADER6.unpack_from(frame, 0)
+        flow = self.flows.get((link, macs, addresses, proto))
+        if flow is None:
+            return None
+        total = payload + 40
+        if first >> 28 != 6 or ttl < 2 or total + L3 != len(frame) or now >= flow.expires:
+            return None
+        headers = 48
+        if proto == TCP:
+            if total < 60 or frame[77] & 7:
+                return None
+            headers = 40 + (frame[76] >> 4 << 2)
+            if not 60 <= headers <= total:
+                return None
+        elif not 8 <= (frame[68] << 8 | frame[69]) <= payload:
+            return None
+        if total > flow.mtu and (not gso or headers + (gso_size >> 8 | (gso_size & 255) << 8) > flow.mtu or not gso_size):
+            return None
+        ct = flow.ct
+        if ct.epoch != flow.epoch or not ct.touch(flow.direction, total, now):
+            return None
+        frame[10:22] = flow.macs
+        frame[31] = ttl + flow.ttl
+        if flow.rewrites:
+            frame[32:68] = flow.addresses
+            patch_l4(frame, proto, flow)
         if not flow.packets:
             self._dirty.append(flow)
         flow.packets += 1

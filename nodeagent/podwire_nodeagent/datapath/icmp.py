@@ -80,7 +80,13 @@ def error(packet: Packet, source: bytes, kind: int, code: int, ident: int, rest:
 
 
 def reset(packet: Packet) -> bytearray | None:
-    """The RST that answers a TCP segment (RFC 793, page 36), None if a reset must not be answered."""
+    """The RST that answers a TCP segment, None if a reset must not be answered."""
+    segment = reset_segment(packet)
+    return None if segment is None else ipv4_frame(packet.dst, packet.src, TCP, segment, flags_offset=0x4000)
+
+
+def reset_segment(packet: Packet) -> bytearray | None:
+    """Its TCP header (RFC 793, page 36), checksum included, for either family."""
     if packet.proto != TCP or packet.flags & RST or packet.fragment:
         return None
     if packet.flags & ACK:
@@ -95,7 +101,7 @@ def reset(packet: Packet) -> bytearray | None:
     segment[4:12] = seq.to_bytes(4, "big") + ack.to_bytes(4, "big")
     segment[12], segment[13] = 5 << 4, flags
     U16.pack_into(segment, 16, checksum(segment, pseudo_sum(packet.dst + packet.src, TCP, 20)))
-    return ipv4_frame(packet.dst, packet.src, TCP, segment, flags_offset=0x4000)
+    return segment
 
 
 def ipv4_frame(

@@ -1,11 +1,11 @@
-"""The way in, in packet order: link → bridge (with br_netfilter) → ARP or IP.
+"""The way in, in packet order: link → bridge (with br_netfilter) → ARP or IP (of either family).
 
 Rules:
 - A frame from the host link is the node's own packet; a frame on a bridge port belongs to the bridge; on any other link it
   must be addressed to the link's MAC or to a group.
-- With bridge-nf-call-iptables=1, as Kubernetes needs it, an IPv4 frame on a bridge goes through PREROUTING when it comes in, and
-  through FORWARD and POSTROUTING when the bridge forwards it, as if routed from bridge to bridge, but keeps its TTL. That is what
-  translates the answers of a Service's backend that sits on the client's own bridge.
+- With bridge-nf-call-iptables=1 (IPv6: bridge-nf-call-ip6tables), as Kubernetes needs it, an IP frame on a bridge goes
+  through PREROUTING when it comes in, and through FORWARD and POSTROUTING when the bridge forwards it, as if routed from bridge
+  to bridge, but keeps its TTL. That is what translates the answers of a Service's backend that sits on the client's own bridge.
 - A bridged packet that PREROUTING gave a new destination is bridged on, if that is on the same bridge and its MAC is known
   (the source MAC stays, as Linux' "bridged DNAT"); else it goes up and is routed.
 
@@ -71,7 +71,7 @@ def receive(stack: Stack, walk: Walk, link: Link) -> None:
 def host_receive(stack: Stack, walk: Walk, link: Link) -> None:
     """The node's own packet; ARP only for the host namespace's next hop, which is static there."""
     kind = ETHERNET.unpack_from(walk.frame, ETH)[2]
-    if kind == ETHERTYPE_IPV4:
+    if kind == ETHERTYPE_IPV4 or (kind == ETHERTYPE_IPV6 and stack.settings.ipv6):
         walk.dev = None
         ip.host_output(stack, walk)
     elif kind == ETHERTYPE_ARP:
@@ -84,7 +84,7 @@ def up(stack: Stack, walk: Walk, dev: Link) -> None:
     """To the protocol that the frame carries."""
     kind = ETHERNET.unpack_from(walk.frame, ETH)[2]
     walk.dev = dev
-    if kind == ETHERTYPE_IPV4:
+    if kind == ETHERTYPE_IPV4 or (kind == ETHERTYPE_IPV6 and stack.settings.ipv6):
         ip.receive(stack, walk)
     elif kind == ETHERTYPE_ARP:
         arp.receive(stack, walk, dev)
@@ -105,14 +105,14 @@ def bridge_receive(stack: Stack, walk: Walk, port: Link, bridge: Link) -> None:
         walk.drop("bridge_source_mac", "bridge")
     elif dst[:5] == RESERVED_GROUP and dst[5] < 16:
         walk.drop("bridge_reserved_group", "bridge")
-    elif kind == ETHERTYPE_IPV6:
+    elif kind == ETHERTYPE_IPV6 and not stack.settings.ipv6:
         walk.drop("ipv6_not_enabled", "bridge")
     else:
         if src != bridge.mac and bridge.fdb.learn(src, port, walk.now):
             stack.changed()
         walk.fdb_source = bridge.fdb.entries.get(src)
         walk.dev, walk.port = bridge, port
-        if kind == ETHERTYPE_IPV4 and stack.settings.bridge_nf:
+        if (kind == ETHERTYPE_IPV4 and stack.settings.bridge_nf) or (kind == ETHERTYPE_IPV6 and stack.settings.bridge_nf6):
             bridge_filtered(stack, walk, bridge, dst)
         else:
             bridge_forward(stack, walk, bridge, dst)
@@ -120,7 +120,7 @@ def bridge_receive(stack: Stack, walk: Walk, port: Link, bridge: Link) -> None:
 
 def bridge_filtered(stack: Stack, walk: Walk, bridge: Link, dst: bytes) -> None:
     """PREROUTING on a bridged packet, and what follows from a new destination."""
-    before = bytes(walk.frame[L3 + 16 : L3 + 20])
+    before = bytes(walk.frame[L3 + 16 : L3 + 20] if walk.frame[L3 - 2] == 8 else walk.frame[L3 + 24 : L3 + 40])
     if not ip.enter(stack, walk):
         return
     packet = walk.packet
@@ -211,7 +211,7 @@ def forward_to(stack: Stack, walk: Walk, bridge: Link, port: Link) -> None:
             leave(stack, walk)
         walk.mtu = min(walk.mtu, port.mtu)
         if walk.largest_fragment and packet.length > port.mtu:
-            for piece in fragments.split(walk.frame, packet, min(port.mtu, walk.largest_fragment)):
+            for piece in fragments.split(walk.frame, packet, min(port.mtu, walk.largest_fragment), stack.next_ident()):
                 egress.transmit(stack, walk, port, piece)
             return
     egress.send_to_ports(stack, walk, (port,), walk.frame)

@@ -1,5 +1,5 @@
-"""IPv4 in packet order: enter (parse, reassemble, PREROUTING) → route → local delivery or forward → POSTROUTING → neighbour; and
-the node's own packets: OUTPUT → route again → POSTROUTING.
+"""IP in packet order (IPv4, and with ip6.py's differences IPv6): enter (parse, reassemble, PREROUTING) → route → local
+delivery or forward → POSTROUTING → neighbour; and the node's own packets: OUTPUT → route again → POSTROUTING.
 
 Rules, all Linux':
 - Martians: a source that is multicast, limited broadcast, 0.0.0.0/8, a local address that did not come from here, or 127/8
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from podwire_core.trace import Step
-from podwire_nodeagent.datapath import egress, fragments, icmp
+from podwire_nodeagent.datapath import egress, fragments, icmp, icmp6, ip6
 from podwire_nodeagent.datapath.ebpf.translate import answer as bpf_answer
 from podwire_nodeagent.datapath.ebpf.translate import leave
 from podwire_nodeagent.datapath.fib import UNREACHABLE_TYPES, Route, flow_hash
@@ -34,13 +34,19 @@ if TYPE_CHECKING:
 Hook = Callable[[Packet, float, list[Step] | None], Outcome]
 LIMITED_BROADCAST = b"\xff\xff\xff\xff"
 SOURCE_ROUTES = (131, 137)
+UNREACHABLE_CODES = {
+    ("unreachable", 4): icmp.HOST,
+    ("unreachable", 6): icmp.NET,
+    ("prohibit", 4): icmp.FILTERED,
+    ("prohibit", 6): icmp.FILTERED,
+}
 
 
 # --- arriving --------------------------------
 
 
 def receive(stack: Stack, walk: Walk) -> None:
-    """An IPv4 packet for this node's MAC, or one that a bridge passes up."""
+    """An IP packet for this node's MAC, or one that a bridge passes up."""
     if walk.prerouted or enter(stack, walk):
         route_input(stack, walk)
 
@@ -59,8 +65,8 @@ def enter(stack: Stack, walk: Walk) -> bool:
 def parse(stack: Stack, walk: Walk, where: str) -> bool:
     """Look at the packet, put fragments together, cut off padding. False: the walk is over."""
     packet = walk.packet = Packet()
-    reason = packet.parse(walk.frame) or ("ip_version" if packet.family != 4 else "")
-    if not reason and packet.l4 - L3 > 20 and source_routed(walk.frame[L3 + 20 : packet.l4]):
+    reason = packet.parse(walk.frame) or ("ip_version" if (walk.frame[L3 - 2] == 8) != (packet.family == 4) else "")
+    if not reason and packet.family == 4 and packet.l4 - L3 > 20 and source_routed(walk.frame[L3 + 20 : packet.l4]):
         reason = "ip_source_route"
     if reason:
         walk.drop(reason, "link")
@@ -127,22 +133,27 @@ def route_input(stack: Stack, walk: Walk) -> None:
     packet, dev = walk.packet, walk.dev
     assert dev is not None
     dst = packet.dst
-    reason = "" if walk.untracked else martian(stack, packet, dev)
+    reason = "" if walk.untracked else martian(stack, packet, dev) if packet.family == 4 else ip6.martian(packet, dev)
     if reason:
         walk.drop(reason, "fib")
+        return
+    if packet.family == 6 and dst[0] >= 0xFE and (dst[0] == 0xFF or ip6.link_local(stack, walk, dev)):
+        if dst[0] == 0xFF:
+            ip6.group(stack, walk, dev)
         return
     if dst == LIMITED_BROADCAST:
         deliver(stack, walk, "broadcast")
         return
-    if dst[0] & 0xF0 == 0xE0:
+    if dst[0] & 0xF0 == 0xE0 and packet.family == 4:
         walk.drop("multicast_not_member", "fib")
         return
     route = way(stack, packet)
     if walk.steps is not None:
         walk.step("fib", "route" if route else "error", route.text() if route else "network unreachable")
     if route is not None and route.table == "local" and route.type in ("local", "broadcast"):
-        deliver(stack, walk, route.type)
-    elif not stack.settings.forwarding:
+        if packet.family == 4 or not ip6.own(stack, walk, dev):
+            deliver(stack, walk, route.type)
+    elif not (stack.settings.forwarding if packet.family == 4 else stack.settings.forwarding6):
         walk.drop("forwarding_disabled", "fib")
     elif walk.frame[10] & 1:
         walk.drop("group_frame_not_forwarded", "fib")
@@ -228,14 +239,26 @@ def forward(stack: Stack, walk: Walk, route: Route | None, hook: Hook | None = N
         send_error(stack, walk, icmp.TIME_EXCEEDED, 0)
         walk.drop("ttl_exceeded", "fib")
         return
-    if too_big(walk, dev.mtu) and (walk.frame[L3 + 6] & 0x40 or walk.frame[1]):
-        send_error(stack, walk, icmp.UNREACHABLE, icmp.FRAGMENTATION_NEEDED, dev.mtu)
-        walk.drop("fragmentation_needed", "fib")
+    if packet.family == 6 and not ip6.may_forward(stack, walk):
+        return
+    if not fits(stack, walk, dev):
         return
     packet.out_link = dev.name
     decrement_ttl(packet)
     if passes(stack, walk, (hook or stack.netfilter.forward)(packet, walk.now, walk.steps)):
         finish_output(stack, walk, route, dev)
+
+
+def fits(stack: Stack, walk: Walk, dev: Link) -> bool:
+    """The MTU, for a packet that must not be fragmented; False: the walk is over, with an error that says it."""
+    if walk.packet.family == 6:
+        if not ip6.too_big(walk, dev.mtu):
+            return True
+    elif not too_big(walk, dev.mtu) or not (walk.frame[L3 + 6] & 0x40 or walk.frame[1]):
+        return True
+    send_error(stack, walk, icmp.UNREACHABLE, icmp.FRAGMENTATION_NEEDED, dev.mtu)
+    walk.drop("fragmentation_needed", "fib")
+    return False
 
 
 def usable(stack: Stack, walk: Walk, route: Route | None) -> Link | None:
@@ -246,7 +269,7 @@ def usable(stack: Stack, walk: Walk, route: Route | None) -> Link | None:
         return None
     if route.type in UNREACHABLE_TYPES:
         if route.type != "blackhole":
-            send_error(stack, walk, icmp.UNREACHABLE, icmp.HOST if route.type == "unreachable" else icmp.FILTERED)
+            send_error(stack, walk, icmp.UNREACHABLE, UNREACHABLE_CODES[route.type, walk.packet.family])
         walk.drop(UNREACHABLE_TYPES[route.type], "fib")
         return None
     if route.dev is None:
@@ -255,10 +278,12 @@ def usable(stack: Stack, walk: Walk, route: Route | None) -> Link | None:
 
 
 def decrement_ttl(packet: Packet) -> None:
-    """With RFC 1624's update of the checksum."""
+    """With RFC 1624's update of the checksum, where there is one."""
     buf, l3 = packet.buf, packet.l3
     packet.ttl -= 1
-    buf[l3 + 8] = packet.ttl
+    buf[l3 + packet.hop] = packet.ttl
+    if packet.family == 6:
+        return
     total = ((buf[l3 + 10] << 8 | buf[l3 + 11]) + 0x100) % 65535
     buf[l3 + 10], buf[l3 + 11] = total >> 8, total & 255
 
@@ -300,18 +325,17 @@ def finish_output(stack: Stack, walk: Walk, route: Route, dev: Link) -> None:
     if stack.lb.attached:
         leave(stack, walk)
     nexthop = route.gateway or packet.dst
-    if not too_big(walk, dev.mtu):
-        egress.to_neighbour(stack, walk, dev, nexthop, walk.frame)
-    elif walk.frame[L3 + 6] & 0x40 or walk.frame[1]:
-        send_error(stack, walk, icmp.UNREACHABLE, icmp.FRAGMENTATION_NEEDED, dev.mtu)
-        walk.drop("fragmentation_needed", "fib")
-    else:
+    if not fits(stack, walk, dev):
+        return
+    if too_big(walk, dev.mtu) or (packet.family == 6 and packet.length > walk.largest_fragment > 0):
         send_fragments(stack, walk, dev, nexthop)
+    else:
+        egress.to_neighbour(stack, walk, dev, nexthop, walk.frame)
 
 
 def send_fragments(stack: Stack, walk: Walk, dev: Link, nexthop: bytes) -> None:
     mtu = min(dev.mtu, walk.largest_fragment or dev.mtu)
-    pieces = fragments.split(walk.frame, walk.packet, mtu)
+    pieces = fragments.split(walk.frame, walk.packet, mtu, stack.next_ident())
     stack.count("fragments.created", len(pieces))
     walk.cacheable = False
     if walk.steps is not None:
@@ -352,7 +376,7 @@ def host_output(stack: Stack, walk: Walk) -> None:
 def output(stack: Stack, walk: Walk) -> None:
     """OUTPUT, and the route that its translation asks for."""
     packet = walk.packet
-    route = way(stack, packet)
+    route = output_route(stack, walk)
     dev = out_device(stack, walk, route)
     if dev is None:
         return
@@ -361,10 +385,18 @@ def output(stack: Stack, walk: Walk) -> None:
     if not passes(stack, walk, stack.netfilter.output(packet, walk.now, walk.steps)):
         return
     if (packet.dst, packet.mark) != before:
-        route = way(stack, packet)
+        route = output_route(stack, walk)
         dev = out_device(stack, walk, route)
     if dev is not None and route is not None:
         finish_output(stack, walk, route, dev)
+
+
+def output_route(stack: Stack, walk: Walk) -> Route | None:
+    """A link-local address is on the link that the walk says, or nowhere; groups are nowhere."""
+    dst = walk.packet.dst
+    if len(dst) == 16 and (icmp6.is_link_local(dst) or icmp6.is_multicast(dst)):
+        return Route(dst, 128, walk.dev) if walk.dev is not None and icmp6.is_link_local(dst) else None
+    return way(stack, walk.packet)
 
 
 def out_device(stack: Stack, walk: Walk, route: Route | None) -> Link | None:
@@ -384,6 +416,9 @@ def out_device(stack: Stack, walk: Walk, route: Route | None) -> Link | None:
 def answer(stack: Stack, walk: Walk, kind: str) -> None:
     """`-j REJECT --reject-with kind`."""
     packet = walk.packet
+    if packet.family == 6:
+        ip6.answer(stack, walk, kind)
+        return
     if kind == "tcp-reset":
         frame = icmp.reset(packet) if icmp.checksum_ok(packet) else None
         if frame is not None:
@@ -396,6 +431,9 @@ def answer(stack: Stack, walk: Walk, kind: str) -> None:
 def send_error(stack: Stack, walk: Walk, kind: int, code: int, rest: int = 0) -> None:
     """An ICMP error to the packet's source, where one is due."""
     packet = walk.packet
+    if packet.family == 6:
+        ip6.send_error(stack, walk, kind, code, rest)
+        return
     if not icmp.may_answer(packet) or walk.frame[10] & 1 or stack.fib.address_type(packet.dst) == "BROADCAST":
         return
     route = stack.fib.lookup(packet.src)
@@ -415,7 +453,8 @@ def send_error(stack: Stack, walk: Walk, kind: int, code: int, rest: int = 0) ->
 def originate(stack: Stack, cause: Walk, frame: bytearray) -> None:
     """Send a packet that the stack made because of another one; it belongs to the same connection."""
     own = stack.new_walk(frame, None, cause.now, cause.emits)
-    stack.count("icmp.sent" if frame[L3 + 9] == 1 else "tcp.resets_sent")
+    stack.count("tcp.resets_sent" if frame[L3 + 9 if frame[L3] >> 4 == 4 else L3 + 6] == TCP else "icmp.sent")
+    own.dev = cause.dev  # the scope of link-local addresses
     if parse(stack, own, "output"):
         stack.netfilter.attach(own.packet, cause.packet)
         if cause.untracked:

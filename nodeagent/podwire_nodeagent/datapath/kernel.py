@@ -25,7 +25,7 @@ from podwire_nodeagent.datapath.loop import Loop
 from podwire_nodeagent.datapath.tap import READ_SIZE, TapPort
 from podwire_nodeagent.datapath.tunnels import Tunnels
 from podwire_nodeagent.datapath.underlay import Underlay, normal
-from podwire_nodeagent.datapath.wire import Buffer, Emit, Tunnel
+from podwire_nodeagent.datapath.wire import Buffer, Emit, Tunnel, mac_bytes
 
 FD_KINDS = ("tap", "host")
 Send = Callable[[Buffer, Tunnel | None], None]
@@ -126,7 +126,10 @@ class Kernel:
             for index in self.taps.keys() - {link.index for link in links}:
                 self.taps.pop(index).close()
             self._sends = {link.index: send for link in links if (send := self._send_of(link)) is not None}
-            self.tunnels.vnis = {link.vni: link.index for link in links if link.kind == "vxlan"}
+            tunnels = [link for link in links if link.kind == "vxlan"]
+            self.tunnels.vnis = {link.vni: link.index for link in reversed(tunnels)}
+            twins = [link for link in tunnels if sum(other.vni == link.vni for other in tunnels) > 1]
+            self.tunnels.twins = {(link.vni, mac_bytes(link.mac)): link.index for link in twins}
             self.cable.index = next((link.index for link in links if link.kind == "uplink"), 0)
         if any(isinstance(op, UnderlaySet | UnderlayDel) for op in ops):
             self.underlay.replace(self.stack.dump("underlay", self.loop.now), self.cable.address)

@@ -2,8 +2,8 @@
 
 Rules: an unknown name is ENOENT, a bad value EINVAL; `net.ipv4.conf.<link>.<name>` exists for all, default and every link
 name. As in Linux, `conf.all` and the link are combined: the larger for rp_filter, either for route_localnet and
-accept_local. Stored without effect: send_redirects, conf.*.forwarding (ip_forward decides), net.ipv6.*,
-bridge-nf-call-arptables. Netfilter reads its own (net.netfilter.*) from the same dict.
+accept_local. Stored without effect: send_redirects, conf.*.forwarding (ip_forward, and for IPv6 conf.all.forwarding
+decide), net.ipv6.conf.default.*, bridge-nf-call-arptables. Netfilter reads its own (net.netfilter.*) from the same dict.
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ DEFAULTS = {
     "net.ipv4.icmp_ratelimit": "1000",
     "net.ipv4.icmp_ratemask": "6168",
     "net.ipv6.conf.all.forwarding": "0",
+    "net.ipv6.conf.default.forwarding": "0",
+    "net.ipv6.conf.all.disable_ipv6": "0",
+    "net.ipv6.conf.default.disable_ipv6": "0",
+    "net.ipv6.icmp.ratelimit": "1000",
     "net.bridge.bridge-nf-call-iptables": "1",
     "net.bridge.bridge-nf-call-ip6tables": "1",
     "net.bridge.bridge-nf-call-arptables": "1",
@@ -31,6 +35,9 @@ class Settings:
     def __init__(self) -> None:
         self.values: dict[str, str] = {**DEFAULTS, **SYSCTL_DEFAULTS, **IPVS_SYSCTLS}
         self.forwarding = self.bridge_nf = self.multipath_ports = False
+        self.forwarding6 = self.bridge_nf6 = False
+        self.ipv6 = True
+        self.icmp6_interval = 1.0
         self.icmp_interval, self.icmp_mask = 1.0, 6168
         self._strict: dict[tuple[str, str], int] = {}
         self.reload()
@@ -51,6 +58,10 @@ class Settings:
         self.forwarding = self.values["net.ipv4.ip_forward"] != "0"
         self.multipath_ports = self.values["net.ipv4.fib_multipath_hash_policy"] == "1"
         self.bridge_nf = self.values["net.bridge.bridge-nf-call-iptables"] != "0"
+        self.forwarding6 = self.values["net.ipv6.conf.all.forwarding"] != "0"
+        self.bridge_nf6 = self.values["net.bridge.bridge-nf-call-ip6tables"] != "0"
+        self.ipv6 = self.values["net.ipv6.conf.all.disable_ipv6"] == "0"
+        self.icmp6_interval = int(self.values["net.ipv6.icmp.ratelimit"]) / 1000
         self.icmp_interval = int(self.values["net.ipv4.icmp_ratelimit"]) / 1000
         self.icmp_mask = int(self.values["net.ipv4.icmp_ratemask"])
         self._strict.clear()

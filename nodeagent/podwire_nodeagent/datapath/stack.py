@@ -28,7 +28,7 @@ from podwire_core.trace import Hop
 from podwire_nodeagent.datapath import configure, dumps, egress, icmp, ingress, ip, tracer
 from podwire_nodeagent.datapath.chooser import Chooser
 from podwire_nodeagent.datapath.ebpf.lb import LoadBalancer
-from podwire_nodeagent.datapath.fib import Fib, Route
+from podwire_nodeagent.datapath.fib import Fib, Route, scope
 from podwire_nodeagent.datapath.flowcache import SMALLEST, FlowCache, flow_key, make_flow
 from podwire_nodeagent.datapath.fragments import Reassembly
 from podwire_nodeagent.datapath.links import Link, Links
@@ -74,8 +74,9 @@ class Stack:
 
     def _add_loopback(self) -> None:
         self.links.insert(self.loopback)
-        own = address_bytes("127.0.0.1")
-        self.loopback.addresses.append((own, 8))
+        own, own6 = address_bytes("127.0.0.1"), address_bytes("::1")
+        self.loopback.addresses += [(own, 8), (own6, 128)]
+        self.fib.insert(Route(own6, 128, self.loopback, proto="kernel", type="local", table="local"))
         for dst, plen in ((own, 32), (b"\x7f\0\0\0", 8)):
             self.fib.insert(Route(dst, plen, self.loopback, src=own, proto="kernel", type="local", table="local"))
 
@@ -100,14 +101,16 @@ class Stack:
             raise NetlinkError("ENODEV", f"cannot find device {name!r}")
         return link.index
 
-    def vxlan_index(self, vni: int) -> int:
-        """The vxlan link with this VNI, 0 if there is none."""
-        return next((link.index for link in self.links if link.kind == "vxlan" and link.vni == vni), 0)
+    def vxlan_index(self, vni: int, mac: bytes = b"") -> int:
+        """The vxlan link with this VNI, 0 if there is none; where two have it (one a family), the one with this MAC."""
+        found = [link for link in self.links if link.kind == "vxlan" and link.vni == vni]
+        found.sort(key=lambda link: link.mac != mac)
+        return found[0].index if found else 0
 
     def route_get(self, dst: str) -> tuple[Route | None, bytes]:
         """`ip route get`: the route, and the source address that a packet of the node itself would have."""
         route = self.fib.lookup(address_bytes(dst))
-        return route, self.fib.source(route, self.links) if route is not None else b""
+        return route, self.fib.source(route, self.links, address_bytes(dst)) if route is not None else b""
 
     def trace(self, want: tracer.Filter | None) -> None:
         """From now on walks that match are appended to `traced`; None ends that."""
@@ -246,4 +249,5 @@ class Stack:
         size = 4 if family == 4 else 16
         links = [link for link in self.links if link is not self.loopback]
         links.sort(key=lambda link: link.name != out_link)
-        return next((a for link in links for a, _ in link.addresses if len(a) == size), None)
+        found = [a for link in links for a, _ in link.addresses if len(a) == size]
+        return next((a for a in found if family == 4 or scope(a) > 2), None)

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Protocol
 
 from podwire_core.trace import Digest, Hop
 from podwire_nodeagent.datapath.netfilter.connection import split
-from podwire_nodeagent.datapath.packet import ICMP, SCTP, TCP, UDP, Packet
+from podwire_nodeagent.datapath.packet import ICMP, ICMPV6, SCTP, TCP, UDP, Packet
 from podwire_nodeagent.datapath.wire import ARP, ARP_END, ETHERTYPE_ARP, L3, Buffer, address_text
 
 if TYPE_CHECKING:
     from podwire_nodeagent.datapath.links import Link
     from podwire_nodeagent.datapath.walk import Walk
 
-PROTOCOLS = {ICMP: "icmp", TCP: "tcp", UDP: "udp", SCTP: "sctp"}
+PROTOCOLS = {ICMP: "icmp", ICMPV6: "icmpv6", TCP: "tcp", UDP: "udp", SCTP: "sctp"}
+NO_PORTS = ("icmp", "icmpv6")
 FLAGS = "FSRPAUEW"
 
 
@@ -47,7 +48,7 @@ def digest(frame: Buffer) -> Digest:
 
 def packet_digest(packet: Packet) -> Digest:
     proto = PROTOCOLS.get(packet.proto, str(packet.proto))
-    ports = (packet.dport >> 8, packet.dport & 255) if proto == "icmp" and not packet.fragment else (packet.sport, packet.dport)
+    ports = (packet.dport >> 8, packet.dport & 255) if proto in NO_PORTS and not packet.fragment else (packet.sport, packet.dport)
     flags = "".join(letter for bit, letter in enumerate(FLAGS) if packet.flags >> bit & 1)
     return Digest(
         address_text(packet.src),
@@ -71,7 +72,7 @@ def wanted(want: Filter, walk: Walk, out: Digest | None) -> bool:
     if not want.addresses and not want.ports:
         return True
     addresses = {a for d in digests for a in (d.src, d.dst)}
-    ports = {p for d in digests if d.proto != "icmp" for p in (d.sport, d.dport)}
+    ports = {p for d in digests if d.proto not in NO_PORTS for p in (d.sport, d.dport)}
     ct = walk.packet.ct
     for key in (known for each in (ct, walk.bpf) if each is not None for known in (each.original, each.reply)):
         src, dst, sport, dport = split(key)

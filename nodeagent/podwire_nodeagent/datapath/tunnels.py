@@ -43,6 +43,7 @@ class Tunnels:
         self._counters = loop.counters
         self._cutter, self._coalescer = Cutter(), Coalescer()
         self.vnis: dict[int, int] = {}
+        self.twins: dict[tuple[int, bytes], int] = {}  # where two links have a VNI: by the MAC that the inner frame is for
         self._receiver = UdpSocket(loop, host, port, "tunnel", buffer, self._readable)
         self._senders = [_sender(loop, host, i, buffer) for i in range(SENDERS)]
 
@@ -102,6 +103,8 @@ class Tunnels:
             if index is None:
                 self._loop.drop("vxlan_unknown_vni")
                 continue
+            if self.twins:
+                index = self.twins.get((vni, bytes(frame[ETH : ETH + 6])), index)
             self._deliver(index, frame)
 
 

@@ -34,6 +34,7 @@ ZERO_MAC = bytes(6)
 VNET = struct.Struct("=BBHHHH")  # flags, gso_type, hdr_len, gso_size, csum_start, csum_offset
 ETHERNET = struct.Struct("!6s6sH")  # destination, source, type
 IPV4 = struct.Struct("!BBHHHBBH4s4s")  # version+ihl, tos, length, id, flags+offset, ttl, protocol, checksum, source, dst
+IPV6 = struct.Struct("!IHBB16s16s")  # version+class+label, payload length, next header, hop limit, source, dst
 ARP = struct.Struct("!HHBBH6s4s6s4s")  # hardware, protocol, sizes, operation, sender mac and ip, target mac and ip
 U16 = struct.Struct("!H")
 ARP_PREFIX = (1, ETHERTYPE_IPV4, 6, 4)

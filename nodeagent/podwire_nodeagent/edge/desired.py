@@ -38,7 +38,7 @@ def outside_link(fd: bool = False) -> LinkAdd:
 
 
 def desired(nodes: Iterable[Json], announced: Mapping[str, tuple[str, ...]], address: str = NODE_GATEWAY) -> list[AnyOp]:
-    """Links, addresses, routes and peers, for network.reconcile."""
+    """Links, addresses, routes and peers, for network.reconcile. Of IPv4 alone: the world outside has no IPv6."""
     length = ip_network(OUTSIDE_NETWORK).prefixlen
     ops: list[AnyOp] = [
         LinkAdd(UPLINK, "uplink", mac=mac_of(address), replace=True),
@@ -48,13 +48,14 @@ def desired(nodes: Iterable[Json], announced: Mapping[str, tuple[str, ...]], add
         RouteAdd("default", dev=OUTSIDE, via=OUTSIDE_CLIENT, replace=True),
         *(RouteAdd(network, type="unreachable", replace=True) for network in UNROUTED),
     ]
-    peers = {node["metadata"]["name"]: peer for node in nodes if (peer := Peer.of(node)) is not None}
+    known = {node["metadata"]["name"]: peer for node in nodes if (peer := Peer.of(node)) is not None}
+    peers = {name: peer for name, peer in known.items() if ":" not in peer.node_ip}
     ops += [
         UnderlaySet(peer.node_ip, peer.uplink_mac, peer.underlay_host, peer.cable_port)
         for peer in sorted(peers.values(), key=lambda peer: peer.node_ip)
         if peer.underlay_host
     ]
-    for service_ip in sorted(announced):
+    for service_ip in sorted(ip for ip in announced if ":" not in ip):
         hops = sorted(peers[name].node_ip for name in announced[service_ip] if name in peers)
         ops += _route(service_ip, hops)
     return ops

@@ -62,6 +62,7 @@ class KubeletConfig(Struct, frozen=True):
     run_dir: Path
     internal_ip: str
     host_netns: str
+    other_ips: tuple[str, ...] = ()  # the node's addresses of the other family
     cluster_domain: str = CLUSTER_DOMAIN
     dns_ip: str = DNS_IP
     machine_resolv_conf: Path = Path("/etc/resolv.conf")

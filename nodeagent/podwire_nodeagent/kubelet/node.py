@@ -54,7 +54,7 @@ class Node:
     async def write_status(self, record: PodRecord, spec: PodSpec) -> None:
         """Brings the object's status up to the record: only if it differs, and never over somebody else's change."""
         for _ in range(CONFLICTS):
-            status = pod_status(record, spec, self.config.internal_ip, time.time())
+            status = pod_status(record, spec, self.config.internal_ip, time.time(), self.config.other_ips)
             if status == record.pod.get("status"):
                 return
             meta = record.pod["metadata"]

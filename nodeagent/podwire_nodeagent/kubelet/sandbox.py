@@ -24,7 +24,7 @@ IFNAME = "eth0"
 async def make(config: KubeletConfig, cni: Cni, pod: Json, host_network: bool) -> Sandbox:
     """Raises CniError or OSError."""
     if host_network:
-        return Sandbox(config.host_netns, secrets.token_hex(32), [config.internal_ip])
+        return Sandbox(config.host_netns, secrets.token_hex(32), [config.internal_ip, *config.other_ips])
     meta = pod["metadata"]
     path = config.netns_dir / meta["uid"]
     netns.delete(path)

@@ -8,6 +8,8 @@ Order to read: pod_status, phase, conditions, container statuses.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from podwire_core.objects import Container, Json, PodSpec
 from podwire_nodeagent.kubelet import plan
 from podwire_nodeagent.kubelet.records import ENDED, INIT, RUNNING, WAITING, Ended, PodRecord, Record, timestamp
@@ -15,13 +17,13 @@ from podwire_nodeagent.kubelet.records import ENDED, INIT, RUNNING, WAITING, End
 OWN_CONDITIONS = ("PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady")
 
 
-def pod_status(record: PodRecord, spec: PodSpec, host_ip: str, now: float) -> Json:
+def pod_status(record: PodRecord, spec: PodSpec, host_ip: str, now: float, other_ips: Sequence[str] = ()) -> Json:
     """The whole `status` to write; what other writers put into the object's status stays."""
     old: Json = record.pod.get("status") or {}
     status: Json = {key: value for key, value in old.items() if key not in ("reason", "message")}
     status["phase"] = phase(spec, record)
     status["conditions"] = _conditions(record, spec, status["phase"], old.get("conditions") or [], timestamp(now))
-    status["hostIP"], status["hostIPs"] = host_ip, [{"ip": host_ip}]
+    status["hostIP"], status["hostIPs"] = host_ip, [{"ip": ip} for ip in (host_ip, *other_ips)]
     if record.sandbox.ips:
         status["podIP"], status["podIPs"] = record.sandbox.ips[0], [{"ip": ip} for ip in record.sandbox.ips]
     status["startTime"] = timestamp(record.started_at)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct, field
 
-from podwire_core.constants import POD_CIDR, SERVICE_CIDR
+from podwire_core.constants import POD_CIDR, POD_CIDR6, SERVICE_CIDR
 from podwire_core.errors import Cause
 from podwire_core.ipvs import SCHEDULERS
 from podwire_core.objects import DecodeError, Json, Kube, decode
@@ -37,7 +37,7 @@ class ProxyConfiguration(Struct, frozen=True):
     mode's default."""
 
     mode: str = "iptables"
-    cluster_cidrs: tuple[str, ...] = (POD_CIDR,)
+    cluster_cidrs: tuple[str, ...] = (POD_CIDR, POD_CIDR6)
     detect_local_mode: str = "ClusterCIDR"
     bridge_interface: str = ""
     interface_name_prefix: str = ""
@@ -151,7 +151,7 @@ def load(obj: Json) -> ProxyConfiguration:
 def _split(cidrs: str | None) -> tuple[str, ...]:
     """Not given is the cluster's own pod network; given empty means none."""
     if cidrs is None:
-        return (POD_CIDR,)
+        return (POD_CIDR, POD_CIDR6)
     return tuple(cidr.strip() for cidr in cidrs.split(",")) if cidrs.strip() else ()
 
 

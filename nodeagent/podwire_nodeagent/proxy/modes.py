@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+import msgspec
+
 from podwire_core import netfilter as nf
 from podwire_core.netlink import AddrsUpdate, AnyOp, BpfReplace, IpsetDestroy, IpvsReplace, LinkDel, NftReplace, SysctlSet
 from podwire_core.objects import Json
@@ -69,6 +71,19 @@ def make(config: ProxyConfiguration, node: NodeFacts, family: int = 4, others: S
     """The proxy of `config.mode`. `others`: iptables rules of other daemons, which every mode leaves in force (compose.py).
     Raises ValueError for a mode that is not there."""
     return Alone(config.mode, _make(config, node, family, others))
+
+
+def make_all(config: ProxyConfiguration, node: NodeFacts, others: Mapping[int, Sequence[nf.Table]]) -> dict[int, Proxy]:
+    """A proxy for each family of `others`. The mode is the first one's; a second family is served by iptables rules, since the
+    state of the other modes is one family's, to be stated as a whole."""
+    found: dict[int, Proxy] = {}
+    plain = msgspec.structs.replace(config, mode="iptables")
+    for family, tables in others.items():
+        if not found:
+            found[family] = make(config if family == 4 or config.mode == "nftables" else plain, node, family, tables)
+        else:
+            found[family] = _make(plain, node, family, tables)
+    return found
 
 
 def _make(config: ProxyConfiguration, node: NodeFacts, family: int, others: Sequence[nf.Table]) -> Proxy:

@@ -153,3 +153,17 @@ def test_any_bytes_come_out_as_they_went_in(data: bytes, step: int, prefix: int,
     parts = [like_tcp[i : i + step] for i in range(0, len(like_tcp), step)]
     frames = [(bytes(head), bytes(frame[10:])) for head, frame in Coalescer().frames(*received(parts), prefix)]
     assert frames == [(part[:prefix], part[prefix:]) for part in parts]
+
+
+@pytest.mark.parametrize("size", [1398, 536, 48])
+@pytest.mark.parametrize("length", [1, 5000, 40000])
+def test_ipv6_is_cut_and_joined_again(size, length):
+    whole = bytes(superframe(random.Random(length).randbytes(length), size, v4=False, options=bytes((1, 1, 8, 10)) + bytes(8)))
+    segments = cut(whole, VXLAN)
+    [joined] = coalesced(segments, VXLAN) if length > 3 * size else [b""]
+    assert not joined or joined[10:14] == whole[10:14]
+    again = cut(joined, VXLAN) if joined else segments
+    assert again == segments
+    if len(segments) > 2:
+        bad = [*segments[:1], segments[1][:-1] + bytes((segments[1][-1] ^ 1,)), *segments[2:]]
+        assert len(coalesced(bad, VXLAN)) > 1
