@@ -98,7 +98,8 @@ def _nft_text(op: NftUpdate) -> str:
 def remove_left_over() -> None:
     """Namespaces of runs that were killed."""
     for path in Path(netns_path("")).glob(f"{PREFIX}-*-*"):
-        if not Path("/proc", path.name.split("-")[1]).exists():
+        pid = path.name.split("-")[1]
+        if pid.isdigit() and not Path("/proc", pid).exists():
             subprocess.run(["ip", "netns", "del", path.name], check=True)
 
 
