@@ -227,7 +227,10 @@ def host_batch(desired: Iterable[AnyOp], present: Sequence[Mapping[str, Any]] = 
         *(f"addr replace {address.ip}/32 dev {dev}" for address in addresses if address.version == 4),
         *(f"addr replace {address.ip}/128 dev {dev} nodad noprefixroute" for address in addresses if address.version == 6),
         f"neigh replace {HOST_GATEWAY} lladdr {GATEWAY_MAC} dev {dev} nud permanent",
-        f"neigh replace {HOST_GATEWAY6} lladdr {GATEWAY_MAC} dev {dev} nud permanent",
+        *(  # a machine may have no IPv6 at all
+            f"neigh replace {HOST_GATEWAY6} lladdr {GATEWAY_MAC} dev {dev} nud permanent"
+            for _ in [address for address in addresses if address.version == 6][:1]
+        ),
         *(route.command("replace", dev) for route in routes),
         *(f"route del {dst} via {gateway} dev {dev}" for dst, gateway in there.items() if dst not in wanted),
     ]

@@ -105,7 +105,7 @@ def test_more_addresses_of_a_node():
     several = node(1)
     several["status"]["addresses"] += [{"type": "InternalIP", "address": a} for a in ("fd00::1", "172.16.0.1")]
     addresses = [op.address for op in flannel.desired(several, []) if isinstance(op, AddrAdd) and op.dev == "eth0"]
-    assert addresses == ["192.168.1.11/24", "172.16.0.1/32"]
+    assert addresses == ["192.168.1.11/24", "172.16.0.1/32", "fd00::1/64"]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from podwire_core.errors import ApiError
 from podwire_nodeagent import registration
 from podwire_nodeagent.registration import NodeIdentity
 
-ME = NodeIdentity("node1", "192.168.1.11", {"podwire.dev/underlay-host": "127.0.0.11"})
+ME = NodeIdentity("node1", ("192.168.1.11",), {"podwire.dev/underlay-host": "127.0.0.11"})
 
 
 def merge(target: Any, patch: Any) -> Any:
@@ -91,7 +91,7 @@ def test_a_new_node():
 
 def test_a_node_that_is_there_keeps_what_others_wrote():
     api = FakeApi()
-    there = registration.node_object(NodeIdentity("node1", "192.168.1.99", {"theirs": "a", "podwire.dev/underlay-host": "old"}))
+    there = registration.node_object(NodeIdentity("node1", ("192.168.1.99",), {"theirs": "a", "podwire.dev/underlay-host": "old"}))
     there["metadata"]["labels"] |= {"zone": "a", "kubernetes.io/hostname": "renamed"}
     there["spec"] = {"podCIDR": "10.244.7.0/24", "taints": [{"key": "k", "effect": "NoSchedule"}], "unschedulable": True}
     there["status"]["conditions"] = [{"type": "Ready", "status": "True"}]
@@ -108,7 +108,7 @@ def test_a_node_that_is_there_keeps_what_others_wrote():
 def test_a_server_that_is_away_is_asked_again(failures):
     api = FakeApi(failures)
     if 409 in failures:
-        api.objects["Node", "node1"] = registration.node_object(NodeIdentity("node1", "192.168.1.99", {}))
+        api.objects["Node", "node1"] = registration.node_object(NodeIdentity("node1", ("192.168.1.99",), {}))
     node = run(registration.register, api, ME)
     assert node["metadata"]["annotations"] == ME.annotations
     assert node["status"]["addresses"][0]["address"] == "192.168.1.11"
