@@ -180,12 +180,13 @@ class FlowCache:
             return None
         if total > flow.mtu and (not gso or headers + (gso_size >> 8 | (gso_size & 255) << 8) > flow.mtu or not gso_size):
             return None
-        ct = flow.ct
+        ct, bpf = flow.ct, flow.bpf
+        if bpf is not None and (bpf.epoch < 0 or now >= bpf.expires or now >= bpf.upgrade):
+            return None  # before anything is accounted, or the walk would count the packet again
         if ct.epoch != flow.epoch or not ct.touch(flow.direction, total, now):
             return None
-        bpf = flow.bpf
-        if bpf is not None and (bpf.epoch < 0 or not bpf.touch(flow.bpf_direction, total, now)):
-            return None
+        if bpf is not None:
+            bpf.touch(flow.bpf_direction, total, now)
         frame[10:22] = flow.macs
         if flow.rewrites:
             NETWORK.pack_into(frame, 32, ttl + flow.ttl, proto, (check - flow.ip_delta) % 65535, flow.addresses)

@@ -234,6 +234,13 @@ def test_cache_on_is_cache_off(mode, events):
     compare(events, mode)
 
 
+def test_a_client_that_begins_anew_is_counted_once():
+    """Its load balancer's entry is another one from then on, while netfilter's connection goes on."""
+    path = ("veth1", "02:bb:00:00:00:01", "02:00:0a:f4:01:05", "10.244.1.5", "10.96.0.50", 1003, 80)
+    syn, ack = (2, 0, 64, False, False, "", 1), (16, 64, 64, True, False, "", 2)
+    compare([("packets", path, "tcp", [ORDINARY, syn, ack])], "ebpf")
+
+
 @pytest.mark.parametrize("mode", ["iptables", "ebpf"])
 @pytest.mark.parametrize("seed", range(6))
 def test_cache_on_is_cache_off_for_long(mode, seed):
