@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import time
 
 import pytest
 
@@ -219,6 +220,17 @@ def test_check_says_the_same(cluster, services, homes, tmp_path):
         else:  # each backend sees another address of the node
             assert result["snat"]
             assert seen(said).startswith("10.244.")
+
+
+def test_a_name_of_the_world_fails_at_once_when_no_upstream_can_be_reached(cluster):
+    """The edge says that there is no way to the machine's own name server, and DNS listens."""
+    cluster("exec", "client", "--", "true")
+    corefile = json.loads(cluster("get", "configmap", "coredns", "-n", "kube-system", "-o", "json"))
+    assert "forward . /etc/resolv.conf" in corefile["data"]["Corefile"]
+    began = time.monotonic()
+    done = cluster.run("exec", "client", "--", "dig", "+tries=1", "+time=5", "nosuch.example.com")
+    assert "status: SERVFAIL" in done.out
+    assert time.monotonic() - began < 1.5  # an upstream that is waited for takes two seconds
 
 
 def test_the_examples(cluster):

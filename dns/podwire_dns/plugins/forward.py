@@ -24,6 +24,9 @@ from podwire_dns.message import Query, Reply
 from podwire_dns.plugin import Context, Plugin, in_zone
 
 ASK_SECONDS = 2.0
+# linux/in.h, in6.h: IP_RECVERR, IPV6_RECVERR. Without it a UDP socket is told of a refused port, but not of a network without a
+# route, and an upstream that cannot be reached costs the whole time limit.
+RECEIVE_ERRORS = {socket.AF_INET: (socket.IPPROTO_IP, 11), socket.AF_INET6: (socket.IPPROTO_IPV6, 25)}
 PORT = 53
 
 
@@ -106,6 +109,7 @@ class Upstream:
 
     async def _over_udp(self, question: dnslib.DNSRecord) -> dnslib.DNSRecord:
         with trio.socket.socket(self._family, socket.SOCK_DGRAM) as sock:
+            sock.setsockopt(*RECEIVE_ERRORS[self._family], 1)
             await sock.connect(self._address)  # so that only its answers arrive, and ICMP errors are told
             await sock.send(question.pack())
             while True:
