@@ -91,7 +91,8 @@ def test_a_new_node():
 
 def test_a_node_that_is_there_keeps_what_others_wrote():
     api = FakeApi()
-    there = registration.node_object(NodeIdentity("node1", ("192.168.1.99",), {"theirs": "a", "podwire.dev/underlay-host": "old"}))
+    notes = {"theirs": "a", "podwire.dev/underlay-host": "old"}
+    there = registration.node_object(NodeIdentity("node1", ("192.168.1.99",), notes))
     there["metadata"]["labels"] |= {"zone": "a", "kubernetes.io/hostname": "renamed"}
     there["spec"] = {"podCIDR": "10.244.7.0/24", "taints": [{"key": "k", "effect": "NoSchedule"}], "unschedulable": True}
     there["status"]["conditions"] = [{"type": "Ready", "status": "True"}]
