@@ -21,7 +21,7 @@ from podwire_nodeagent.datapath.netfilter.chains import (
     CompiledRule,
 )
 from podwire_nodeagent.datapath.netfilter.matches import Context
-from podwire_nodeagent.datapath.netfilter.targets import check_chain, check_graph, compile_rule, policy_rule
+from podwire_nodeagent.datapath.netfilter.targets import check_chain, check_changes, check_graph, compile_rule, policy_rule
 
 TableKey = tuple[str, int]  # name, family
 Chains = dict[str, CompiledChain]
@@ -99,8 +99,11 @@ class Transaction:
         for name in delete:
             del chains[name]
         gone = frozenset(delete)
+        nothing = Body(nf.Chain(""), (), None)
+        before = {chain.name: self._body(chains[chain.name]) if chain.name in chains else nothing for chain in change.chains}
         self._put(change.table, change.family, list(change.chains), gone)
-        self._check(key, gone)
+        if gone or not check_changes(change.table, lambda name: self._body(chains[name]), before):
+            self._check(key, gone)
 
     def commit(self) -> None:
         ruleset = self._ruleset

@@ -3,7 +3,7 @@ jumps is refused)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from ipaddress import ip_address
 from typing import Any, Final
 
@@ -30,6 +30,7 @@ from podwire_nodeagent.datapath.netfilter.chains import (
 from podwire_nodeagent.datapath.netfilter.matches import Context, compile_matches, invalid, network, protocol_number
 
 MAX_CHAIN_NAME: Final = 28
+WORTH_LOOKING: Final = 1000  # chains; where a change reaches more, the whole table is looked at
 _VERDICTS: Final = {"ACCEPT": ACCEPT_OP, "DROP": DROP_OP, "RETURN": RETURN}
 _NAT_HOOKS: Final = {
     nf.Dnat: ("PREROUTING", "OUTPUT"),
@@ -173,6 +174,50 @@ def check_graph(table: str, bodies: Mapping[str, Body]) -> None:
     _check_loops(table, jumps)
     if table == "nat":
         _check_hooks(bodies, jumps)
+
+
+def check_changes(table: str, body: Callable[[str], Body], changed: Mapping[str, Body]) -> bool:
+    """`check_graph` for a graph that was in order before these chains changed (given with what they held): looks only at what
+    the change made reachable, so that one Service more costs the same among ten and among ten thousand. True: in order.
+    False: not certain, look at everything."""
+    anew: set[str] = set()
+    for name, old in changed.items():
+        anew.update(set(_jumps(body(name))).difference(_jumps(old)))
+    below = _reach(anew, body)
+    if below is None:
+        return False
+    # A loop that is new takes a new jump and comes back to it, so all of it is below new jumps.
+    _check_loops(table, {name: [each for each in _jumps(body(name)) if each in below] for name in below})
+    return table != "nat" or _hooks_fit(body, below | set(changed))
+
+
+def _reach(roots: Iterable[str], body: Callable[[str], Body]) -> set[str] | None:
+    """The chains that these lead to, themselves included; None if they are too many to be worth it."""
+    seen = set(roots)
+    pending = list(seen)
+    while pending:
+        if len(seen) > WORTH_LOOKING:
+            return None
+        for following in _jumps(body(pending.pop())):
+            if following not in seen:
+                seen.add(following)
+                pending.append(following)
+    return seen
+
+
+def _hooks_fit(body: Callable[[str], Body], names: Iterable[str]) -> bool:
+    """Whether no hook leads to a NAT target among these chains that it may not have."""
+    unfit: dict[str, set[str]] = {}
+    for name in names:
+        for rule in body(name).rules:
+            if rule.operation >= DNAT_OP:
+                for hook in set(nf.BUILTIN_CHAINS["nat"]).difference(_NAT_HOOKS[type(rule.source.target)]):
+                    unfit.setdefault(hook, set()).add(name)
+    for hook, wrong in unfit.items():
+        led_to = _reach([hook], body)
+        if led_to is None or not led_to.isdisjoint(wrong):
+            return False
+    return True
 
 
 def _jumps(body: Body) -> list[str]:

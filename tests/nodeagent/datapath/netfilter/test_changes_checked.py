@@ -1,0 +1,61 @@
+"""An update is refused exactly when looking at the whole table would refuse it, though only its surroundings are looked at."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from podwire_core import netfilter as nf
+from podwire_core.netlink import ChainsUpdate, NetlinkError
+from podwire_nodeagent.datapath.chooser import RandomChooser
+from podwire_nodeagent.datapath.netfilter import Netfilter, ruleset
+
+CHAINS = [*nf.BUILTIN_CHAINS["nat"], *"ABCDEF"]
+DNAT, MASQUERADE = nf.Dnat("10.0.0.1"), nf.Masquerade()
+TARGET = st.one_of(st.sampled_from("ABCDEF").map(nf.Jump), st.sampled_from([DNAT, MASQUERADE, nf.Verdict("RETURN")]))
+RULES = st.lists(TARGET.map(lambda target: nf.Rule((), target)), max_size=3).map(tuple)
+UPDATE = st.tuples(
+    st.dictionaries(st.sampled_from(CHAINS), RULES, min_size=1, max_size=3),
+    st.lists(st.sampled_from("ABCDEF"), max_size=1).map(tuple),
+)
+
+
+def made() -> Netfilter:
+    netfilter = Netfilter(RandomChooser(random.Random(1)), {}, lambda address: False, lambda link, family: None)
+    netfilter.replace([nf.Table("nat", 4, tuple(nf.Chain(name) for name in "ABCDEF"))])
+    return netfilter
+
+
+def outcome(netfilter: Netfilter, chains, delete) -> str:
+    try:
+        netfilter.update(ChainsUpdate("nat", 4, tuple(nf.Chain(name, rules) for name, rules in chains.items()), delete))
+    except NetlinkError as error:
+        return error.errno_name
+    return ""
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(UPDATE, min_size=1, max_size=12))
+def test_it_refuses_what_the_whole_check_refuses(updates):
+    short, whole = made(), made()
+    for chains, delete in updates:
+        told = outcome(short, chains, delete)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ruleset, "check_changes", lambda *_: False)
+            assert outcome(whole, chains, delete) == told
+    assert short.dump() == whole.dump()
+
+
+def test_one_service_more_is_not_looked_for_among_all(monkeypatch):
+    """As kube-proxy adds one: its chains, and its rule in the long chain."""
+    netfilter = made()
+    services = tuple(nf.Rule((), nf.Jump(f"SVC-{i}")) for i in range(50))
+    chains = [nf.Chain(f"SVC-{i}", (nf.Rule((), DNAT),)) for i in range(50)]
+    jump = nf.Chain("PREROUTING", (nf.Rule((), nf.Jump("A")),))
+    netfilter.update(ChainsUpdate("nat", 4, (jump, nf.Chain("A", services), *chains)))
+    monkeypatch.setattr(ruleset, "check_graph", lambda *_: pytest.fail("the whole table was looked at"))
+    one_more = nf.Chain("A", (*services, nf.Rule((), nf.Jump("SVC-50"))))
+    netfilter.update(ChainsUpdate("nat", 4, (one_more, nf.Chain("SVC-50", (nf.Rule((), DNAT),)))))
