@@ -30,6 +30,7 @@ ALLOWED = {
     "podwire": set(PACKAGES),
 }
 EDGE_MODULES = {"trio", "socket", "grpc"}
+DNS_PLUGINS = ("cancel", "errors", "forward", "httpd", "loop", "reload", "upstream")  # those with sockets or clocks of their own
 # The files that touch the world. Everything else is told what it needs: packets, clocks, randomness, objects.
 EDGES = {
     "core/podwire_core": ["rpc/*.py", "netlink_client.py", "rtnetlink.py"],
@@ -44,7 +45,7 @@ EDGES = {
         *("kubelet/adoption.py", "kubelet/runtime.py", "kubelet/sandbox.py", "kubelet/starter.py", "kubelet/watching.py"),
         *("kubelet/worker.py", "kubelet/shim/main.py"),
     ],
-    "dns/podwire_dns": ["__main__.py", "server.py", "plugins/endpoints.py", "plugins/forward.py", "plugins/small.py"],
+    "dns/podwire_dns": ["__main__.py", "server.py", "watching.py", *(f"plugins/{name}.py" for name in DNS_PLUGINS)],
     "cni/podwire_cni": ["runtime.py"],
     "podwire": ["preflight.py"],
 }

@@ -7,6 +7,8 @@ Order to read: main, serve, follow.
 from __future__ import annotations
 
 import argparse
+import functools
+import glob
 import logging
 import os
 import random
@@ -17,12 +19,13 @@ import time
 import trio
 
 from podwire_core import manifest, objects, rpc
-from podwire_dns.corefile import CorefileError, ServerBlock, parse
+from podwire_dns.corefile import DEFAULT_PORT, CorefileError, ServerBlock, parse
 from podwire_dns.kubeindex import KubeIndex
 from podwire_dns.plugin import Context
 from podwire_dns.server import Server, bind
 
 log = logging.getLogger("podwire_dns")
+Sockets = dict[int, tuple[trio.socket.SocketType, trio.SocketListener]]  # by port
 
 
 def main() -> int:
@@ -32,7 +35,7 @@ def main() -> int:
         index = KubeIndex()
         synced = trio.Event()
         context = Context(index, synced.is_set, time.monotonic, random.Random(), (args.host, args.port), args.corefile)
-        server = Server(_read(args.corefile), context)
+        server = Server(_read(context), context)
         if args.objects:
             _load(index, args.objects)
             synced.set()
@@ -49,19 +52,28 @@ def main() -> int:
 
 async def serve(server: Server, context: Context, args: argparse.Namespace, synced: trio.Event) -> int:
     """Until SIGTERM, or until a plugin halts the server; returns the exit status."""
-    udp, tcp = bind(args.host, args.port)
+    bound = {port: bind(args.host, args.port if port == DEFAULT_PORT else port) for port in server.ports | {DEFAULT_PORT}}
     status = 0
     async with trio.open_nursery() as nursery:
+
+        def listen(port: int) -> None:
+            udp, tcp = bound[port]
+            nursery.start_soon(server.serve_udp, udp, port)
+            nursery.start_soon(trio.serve_listeners, functools.partial(server.serve_connection, port=port), [tcp])
 
         def halt(message: str) -> None:
             nonlocal status
             status = _fail(message)
             nursery.cancel_scope.cancel()
 
-        context.halt, context.reload = halt, lambda: _reload(server, args.corefile)
+        def reload() -> None:
+            for port in _reload(server, context, args.host, bound):
+                listen(port)
+
+        context.halt, context.reload = halt, reload
         nursery.start_soon(server.run)
-        nursery.start_soon(server.serve_udp, udp)
-        nursery.start_soon(trio.serve_listeners, server.serve_connection, [tcp])
+        for port in bound:
+            listen(port)
         if args.api:
             nursery.start_soon(follow, args.api, context.index, synced)
         log.info("listening on %s", args.listen)
@@ -72,18 +84,41 @@ async def serve(server: Server, context: Context, args: argparse.Namespace, sync
     return status
 
 
-def _read(path: str) -> list[ServerBlock]:
+def _read(context: Context) -> list[ServerBlock]:
+    """The Corefile with the files that it imports, whose paths go to `context.sources`."""
+    sources = [context.corefile]
+
+    def imported(pattern: str, file: str) -> list[tuple[str, str]]:
+        paths = sorted(p for p in glob.glob(os.path.join(os.path.dirname(file), pattern)) if os.path.isfile(p))
+        sources.extend(paths)
+        return [(path, _text(path)) for path in paths]
+
+    blocks = parse(_text(context.corefile), context.corefile, os.environ, imported)
+    context.sources = sources
+    return blocks
+
+
+def _text(path: str) -> str:
     with open(path, encoding="utf-8") as file:
-        return parse(file.read(), path, os.environ)
+        return file.read()
 
 
-def _reload(server: Server, path: str) -> None:
-    """A wrong file leaves the running configuration in force."""
+def _reload(server: Server, context: Context, host: str, bound: Sockets) -> set[int]:
+    """Take the Corefile as it is now; returns the ports that it wants and that were not bound before. A wrong one, or one whose
+    ports are taken, leaves the running configuration in force."""
+    failed = context.metrics.counter("coredns_reload_failed", "Counter of the number of failed reload attempts.")
     try:
-        server.configure(_read(path))
-        log.info("reloaded %s", path)
-    except (CorefileError, OSError) as error:
+        blocks = _read(context)
+        new = {port for block in blocks for _, port in block.zones} - set(bound)
+        sockets = {port: bind(host, port) for port in new}
+        server.configure(blocks)
+        bound.update(sockets)
+        log.info("reloaded %s", context.corefile)
+        return new
+    except (CorefileError, OSError, UnicodeDecodeError) as error:
+        failed.inc()
         log.error("reload: %s; the running configuration stays", error)
+        return set()
 
 
 async def follow(address: str, index: KubeIndex, synced: trio.Event) -> None:

@@ -1,25 +1,34 @@
 """The Corefile: CoreDNS' configuration language, parsed to server blocks of directives.
 
-    .:53 {
+    (common) {
+        errors
+    }
+    .:53 10.96.0.0/12 {
+        import common
         kubernetes cluster.local in-addr.arpa ip6.arpa {
             pods insecure
         }
-        forward . /etc/resolv.conf
+        forward . {$UPSTREAM}
     }
 
-Pure. Rules: tokens are separated by white space, "…" quotes, # begins a comment, {$VAR} takes an environment variable; every
-error is one line with file and line number. What a directive's arguments mean is its plugin's matter. Order to read: values,
-parse, _Reader. Syntax: https://coredns.io/manual/configuration/.
+Pure; files named by `import` come through a function that the caller gives. Rules: tokens are separated by white space, "…"
+quotes, # begins a comment, {$VAR} takes an environment variable; a network as a zone means its reverse zones; a file with one
+server block may leave its braces out; every error is one line with file and line number. What a directive's arguments mean is its
+plugin's matter. Order to read: values, parse, _tokens, _expand (imports), _Reader, zones. Syntax:
+https://coredns.io/manual/configuration/.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from msgspec import Struct
 
 DEFAULT_PORT = 53
+MAX_IMPORTS = 1000
+Importer = Callable[[str, str], Sequence[tuple[str, str]]]
 
 
 class CorefileError(ValueError):
@@ -33,9 +42,14 @@ class Option(Struct, frozen=True):
     args: tuple[str, ...]
     line: int
 
+    @property
+    def text(self) -> str:
+        """The line as written."""
+        return " ".join((self.name, *self.args))
+
 
 class Directive(Struct, frozen=True):
-    """A plugin's line in a server block, with its block. `where` is FILE:LINE for error messages."""
+    """A plugin's line in a server block, with its block. `file` and `line` are for error messages."""
 
     name: str
     args: tuple[str, ...]
@@ -47,6 +61,15 @@ class Directive(Struct, frozen=True):
         """An error at this directive, or at a line of its block."""
         return CorefileError(f"{self.file}:{option.line if option else self.line}: plugin {self.name}: {message}")
 
+    def unknown(self, option: Option) -> CorefileError:
+        """The error for a line of the block that is none of the plugin's options, or has arguments that do not fit."""
+        return self.error(f"unknown or wrong option: {option.text}", option)
+
+    def no_block(self) -> None:
+        """Raises CorefileError if there is a block; for plugins that take none."""
+        if self.options:
+            raise self.unknown(self.options[0])
+
 
 class ServerBlock(Struct, frozen=True):
     """Zones (lower case, without trailing dot; "" is the root) with their ports, and the directives in the order written."""
@@ -54,33 +77,43 @@ class ServerBlock(Struct, frozen=True):
     zones: tuple[tuple[str, int], ...]
     directives: tuple[Directive, ...]
     line: int
+    file: str = "Corefile"
 
 
 class _Token(Struct, frozen=True):
     text: str
     line: int
+    file: str
 
 
 _TOKEN = re.compile(r'"((?:[^"\\]|\\.)*)"|([^\s"]\S*)')
 _VARIABLE = re.compile(r"\{\$(\w+)\}|\{%(\w+)%\}")
+_SNIPPET = re.compile(r"\((\w[\w-]*)\)")
 
 
-def parse(text: str, file: str = "Corefile", environment: Mapping[str, str] | None = None) -> list[ServerBlock]:
-    """The server blocks of a Corefile. Raises CorefileError."""
-    tokens = _Reader(_tokens(text, file, environment or {}), file)
-    snippets: dict[str, tuple[Directive, ...]] = {}
+def parse(
+    text: str, file: str = "Corefile", environment: Mapping[str, str] | None = None, importer: Importer | None = None
+) -> list[ServerBlock]:
+    """The server blocks of a Corefile. `importer(pattern, importing file)` returns the (path, text) pairs that an `import` names.
+    Raises CorefileError."""
+    env = environment or {}
+    tokens = _Reader(_Expander(env, importer).expand(_tokens(text, file, env)), file)
     blocks: list[ServerBlock] = []
     while first := tokens.peek():
-        heads = tokens.line_until_brace(f"server block {first.text!r}")
-        directives = tuple(_directives(tokens, snippets))
-        if re.fullmatch(r"\(\w+\)", first.text):
-            snippets[first.text[1:-1]] = directives
-        else:
-            blocks.append(ServerBlock(tuple(_zone(h, file) for h in heads), directives, first.line))
+        zones = tuple(zone for head in tokens.heads() for zone in _zone(head))
+        braces = (opening := tokens.peek()) is not None and opening.text == "{" and opening.line == tokens.last.line
+        if braces:
+            tokens.next("")
+        elif blocks:
+            raise tokens.error(first, f"server block {first.text!r}: {{ expected at the end of the line")
+        blocks.append(ServerBlock(zones, tuple(_directives(tokens, braces)), first.line, first.file))
     if not blocks:
         raise CorefileError(f"{file}:1: no server block")
-    _no_zone_twice(blocks, file)
+    _no_zone_twice(blocks)
     return blocks
+
+
+# --- tokens --------------------------------
 
 
 def _tokens(text: str, file: str, environment: Mapping[str, str]) -> list[_Token]:
@@ -94,9 +127,68 @@ def _tokens(text: str, file: str, environment: Mapping[str, str]) -> list[_Token
             quoted, word = match.groups()
             value = word if word is not None else quoted.replace('\\"', '"')
             value = _VARIABLE.sub(lambda m: environment.get(m[1] or m[2], ""), value)
-            tokens.append(_Token(value, number))
+            tokens.append(_Token(value, number, file))
             rest = rest[match.end() :].lstrip()
     return tokens
+
+
+class _Expander:
+    """Takes snippets out and puts imports in, on tokens, so that an import may stand wherever a line may."""
+
+    def __init__(self, environment: Mapping[str, str], importer: Importer | None) -> None:
+        self._environment, self._importer = environment, importer
+        self._snippets: dict[str, list[_Token]] = {}
+        self._imports = 0
+
+    def expand(self, tokens: list[_Token]) -> list[_Token]:
+        out: list[_Token] = []
+        at = depth = 0
+        while at < len(tokens):
+            token = tokens[at]
+            starts_line = at == 0 or (tokens[at - 1].line, tokens[at - 1].file) != (token.line, token.file)
+            if starts_line and depth == 0 and (name := _SNIPPET.fullmatch(token.text)):
+                at = self._snippet(name[1], tokens, at)
+            elif starts_line and token.text == "import":
+                args = [t for t in tokens[at + 1 :] if (t.line, t.file) == (token.line, token.file)]
+                out += self._import(token, [t.text for t in args])
+                at += 1 + len(args)
+            else:
+                depth += {"{": 1, "}": -1}.get(token.text, 0)
+                out.append(token)
+                at += 1
+        return out
+
+    def _snippet(self, name: str, tokens: list[_Token], at: int) -> int:
+        """Keep the tokens between its braces; returns the position behind them."""
+        if at + 1 >= len(tokens) or tokens[at + 1].text != "{":
+            raise CorefileError(f"{tokens[at].file}:{tokens[at].line}: snippet ({name}): {{ expected")
+        depth = 0
+        for end in range(at + 1, len(tokens)):
+            depth += {"{": 1, "}": -1}.get(tokens[end].text, 0)
+            if depth == 0:
+                self._snippets[name] = tokens[at + 2 : end]
+                return end + 1
+        raise CorefileError(f"{tokens[-1].file}:{tokens[-1].line}: the file ends within snippet ({name})")
+
+    def _import(self, token: _Token, args: list[str]) -> list[_Token]:
+        where = f"{token.file}:{token.line}: import"
+        self._imports += 1
+        if not args:
+            raise CorefileError(f"{where}: needs the name of a snippet above, or a file")
+        if self._imports > MAX_IMPORTS:
+            raise CorefileError(f"{where}: more than {MAX_IMPORTS} imports; does something import itself?")
+        name = args[0]
+        if name in self._snippets:
+            return self.expand([_Token(_arguments(t.text, args[1:]), t.line, t.file) for t in self._snippets[name]])
+        files = self._importer(name, token.file) if self._importer else []
+        if not files and not any(c in name for c in "*?["):
+            raise CorefileError(f"{where}: no snippet ({name}) above, and no such file")
+        return [t for path, text in files for t in self.expand(_tokens(text, path, self._environment))]
+
+
+def _arguments(text: str, args: list[str]) -> str:
+    """{args.0} is the first word behind the snippet's name."""
+    return re.sub(r"\{args\.(\d+)\}", lambda m: args[int(m[1])] if int(m[1]) < len(args) else "", text)
 
 
 class _Reader:
@@ -105,56 +197,62 @@ class _Reader:
     def __init__(self, tokens: list[_Token], file: str) -> None:
         self._tokens, self._file, self._at = tokens, file, 0
 
+    @property
+    def last(self) -> _Token:
+        """The token taken last."""
+        return self._tokens[self._at - 1]
+
     def peek(self) -> _Token | None:
         return self._tokens[self._at] if self._at < len(self._tokens) else None
 
     def next(self, what: str) -> _Token:
         token = self.peek()
         if token is None:
-            last = self._tokens[-1].line if self._tokens else 1
-            raise CorefileError(f"{self._file}:{last}: the file ends within {what}")
+            last = self._tokens[-1] if self._tokens else _Token("", 1, self._file)
+            raise CorefileError(f"{last.file}:{last.line}: the file ends within {what}")
         self._at += 1
         return token
 
-    def line_until_brace(self, what: str) -> list[_Token]:
-        """The tokens before `{`, which is taken too."""
-        taken = []
-        while (token := self.next(what)).text != "{":
+    def heads(self) -> list[_Token]:
+        """A server block's zones: the rest of the line, and the next one behind a comma."""
+        taken: list[_Token] = []
+        while (token := self.peek()) and token.text != "{":
+            if taken and token.line != taken[-1].line and not taken[-1].text.endswith(","):
+                break
             if token.text == "}":
                 raise self.error(token, "unexpected }")
-            taken.append(token)
+            taken.append(self.next(""))
+        if not taken:
+            raise self.error(self.next(""), "a zone is missing before {")
         return taken
 
-    def rest_of_line(self, line: int) -> list[_Token]:
+    def rest_of_line(self, first: _Token) -> list[_Token]:
         taken = []
-        while (token := self.peek()) and token.line == line and token.text not in "{}":
+        while (token := self.peek()) and (token.line, token.file) == (first.line, first.file) and token.text not in "{}":
             taken.append(self.next(""))
         return taken
 
-    def error(self, token: _Token, message: str) -> CorefileError:
-        return CorefileError(f"{self._file}:{token.line}: {message}")
-
-    @property
-    def file(self) -> str:
-        return self._file
+    @staticmethod
+    def error(token: _Token, message: str) -> CorefileError:
+        return CorefileError(f"{token.file}:{token.line}: {message}")
 
 
-def _directives(tokens: _Reader, snippets: Mapping[str, tuple[Directive, ...]]) -> list[Directive]:
-    """Up to and with the closing brace of a server block."""
+def _directives(tokens: _Reader, braces: bool) -> list[Directive]:
+    """Up to and with the closing brace of a server block; to the end of the file if it has none."""
     found: list[Directive] = []
-    while (token := tokens.next("a server block")).text != "}":
-        args = tuple(t.text for t in tokens.rest_of_line(token.line))
-        if token.text == "import":
-            if len(args) != 1 or args[0] not in snippets:
-                raise tokens.error(token, f"import: no snippet ({args[0] if args else ''}) above; files are not imported")
-            found.extend(snippets[args[0]])
-            continue
-        following = tokens.peek()
+    while braces or tokens.peek():
+        token = tokens.next("a server block")
+        if token.text == "}" and braces:
+            break
+        if token.text in ("{", "}"):
+            raise tokens.error(token, f"unexpected {token.text}")
+        args = tuple(t.text for t in tokens.rest_of_line(token))
         options: tuple[Option, ...] = ()
+        following = tokens.peek()
         if following and following.text == "{":
             tokens.next("")
             options = tuple(_options(tokens, token.text))
-        found.append(Directive(token.text, args, options, tokens.file, token.line))
+        found.append(Directive(token.text, args, options, token.file, token.line))
     return found
 
 
@@ -163,25 +261,66 @@ def _options(tokens: _Reader, plugin: str) -> list[Option]:
     while (token := tokens.next(f"the block of {plugin}")).text != "}":
         if token.text == "{":
             raise tokens.error(token, f"plugin {plugin}: unexpected {{")
-        options.append(Option(token.text, tuple(t.text for t in tokens.rest_of_line(token.line)), token.line))
+        options.append(Option(token.text, tuple(t.text for t in tokens.rest_of_line(token)), token.line))
     return options
 
 
-def _zone(token: _Token, file: str) -> tuple[str, int]:
-    """`example.org:1053`, `dns://.:53`, `.`"""
+# --- zones --------------------------------
+
+
+def _zone(token: _Token) -> list[tuple[str, int]]:
+    """`example.org:1053`, `dns://.:53`, `.`, `10.96.0.0/12`, `fd00::/8`."""
     scheme, separator, rest = token.text.partition("://")
     if separator and scheme != "dns":
-        raise CorefileError(f"{file}:{token.line}: {scheme}:// is not served, only dns://")
-    zone, colon, port = (rest if separator else token.text).rstrip(",").partition(":")
+        raise CorefileError(f"{token.file}:{token.line}: {scheme}:// is not served, only dns://")
+    text = (rest if separator else token.text).rstrip(",")
+    zone, colon, port = text, "", ""
+    if text.count(":") == 1 or "/" in text.rpartition(":")[0]:
+        zone, colon, port = text.rpartition(":")
     if colon and not (port.isdigit() and 0 < int(port) < 65536):
-        raise CorefileError(f"{file}:{token.line}: {token.text!r}: a port is a number from 1 to 65535")
-    return zone.rstrip(".").lower(), int(port) if colon else DEFAULT_PORT
+        raise CorefileError(f"{token.file}:{token.line}: {token.text!r}: a port is a number from 1 to 65535")
+    try:
+        return [(name, int(port) if colon else DEFAULT_PORT) for name in zone_names(zone)]
+    except ValueError as error:
+        raise CorefileError(f"{token.file}:{token.line}: {error}") from None
 
 
-def _no_zone_twice(blocks: list[ServerBlock], file: str) -> None:
+def zone_names(text: str) -> tuple[str, ...]:
+    """A zone in lower case without its trailing dot; for a network, its reverse zones: 10.1.0.0/15 is 0.10 and 1.10.in-addr.arpa.
+    Raises ValueError."""
+    if "/" not in text:
+        return (text.rstrip(".").lower(),)
+    network = ipaddress.ip_network(text, strict=False)
+    step = 8 if network.version == 4 else 4
+    whole = -(-network.prefixlen // step) * step
+    labels = (network.max_prefixlen - whole) // step
+    subnets = network.subnets(new_prefix=whole)
+    return tuple(".".join(subnet.network_address.reverse_pointer.split(".")[labels:]) for subnet in subnets)
+
+
+def zones_of(directive: Directive, args: Sequence[str], default: tuple[str, ...]) -> tuple[str, ...]:
+    """The zones that a plugin's arguments name; the server block's if there are none. Raises CorefileError."""
+    try:
+        return tuple(name for arg in args for name in zone_names(arg)) or default
+    except ValueError as error:
+        raise directive.error(str(error)) from None
+
+
+def seconds(directive: Directive, text: str, option: Option | None = None) -> float:
+    """A Go duration: 500ms, 30s, 1m30s, 1h. Raises CorefileError."""
+    units = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+    if text == "0":
+        return 0.0
+    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h)", text)
+    if not parts or "".join(n + u for n, u in parts) != text:
+        raise directive.error(f"{text!r} is not a duration such as 30s", option)
+    return sum(float(number) * units[unit] for number, unit in parts)
+
+
+def _no_zone_twice(blocks: list[ServerBlock]) -> None:
     seen: set[tuple[str, int]] = set()
     for block in blocks:
         for zone, port in block.zones:
             if (zone, port) in seen:
-                raise CorefileError(f"{file}:{block.line}: {zone or '.'}:{port} is served by a block above already")
+                raise CorefileError(f"{block.file}:{block.line}: {zone or '.'}:{port} is served by a block above already")
             seen.add((zone, port))

@@ -33,6 +33,7 @@ class ServiceEntry(Struct, frozen=True):
     ports: tuple[PortEntry, ...]
     external: str = ""
     publish_not_ready: bool = False
+    labels: tuple[tuple[str, str], ...] = ()
 
 
 class EndpointEntry(Struct, frozen=True):
@@ -170,6 +171,7 @@ def _service(obj: Json) -> ServiceEntry:
         ports=tuple(PortEntry(p.name.lower(), p.protocol.lower(), p.port) for p in spec.ports or []),
         external=external,
         publish_not_ready=spec.publish_not_ready_addresses,
+        labels=tuple((meta.labels or {}).items()),
     )
 
 

@@ -6,18 +6,22 @@ Order to read: Query, Reply, soa, records, to_wire.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import dnslib
-from dnslib import AAAA, CLASS, CNAME, NS, PTR, QTYPE, RCODE, RR, SOA, SRV, TXT, A
+from dnslib import AAAA, CLASS, CNAME, NS, PTR, QTYPE, RCODE, RD, RR, SOA, SRV, TXT, A
 from msgspec import Struct, field
 
 NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED = 0, 1, 2, 3, 4, 5
+INTERNET, CHAOS, ANY_CLASS = 1, 3, 255
 SOA_MINIMUM = 30
 
 
 class Query(Struct):
-    """One question. `client` is the address it came from, `size` the largest UDP answer the client takes (EDNS0)."""
+    """One question. `client` is the address it came from, `size` the largest UDP answer the client takes (EDNS0); `do` and
+    `options` (code, data) are EDNS0's too; `length` is the message's, in bytes;
+    `hops` counts the CNAMEs that led here."""
 
     name: str
     qtype: int
@@ -25,23 +29,45 @@ class Query(Struct):
     tcp: bool = False
     size: int = 512
     lower: str = ""
+    qclass: int = INTERNET
+    ident: int = 0
+    rd: bool = True
+    do: bool = False
+    options: tuple[tuple[int, bytes], ...] = ()
+    source_port: int = 0
+    length: int = 0
+    hops: int = 0
 
     def __post_init__(self) -> None:
         self.lower = self.name.lower()
 
     def renamed(self, name: str, qtype: int | None = None) -> Query:
         """The same client's question for another name."""
-        return Query(name, self.qtype if qtype is None else qtype, self.client, self.tcp, self.size)
+        asked = copy.copy(self)
+        asked.name, asked.lower = name, name.lower()
+        if qtype is not None:
+            asked.qtype = qtype
+        return asked
 
 
 class Reply(Struct):
-    """`authoritative` sets AA. An empty NOERROR with a SOA in `authority` is NODATA."""
+    """`authoritative` sets AA. An empty NOERROR with a SOA in `authority` is NODATA. `flags` overrides bits of the header:
+    ("aa" | "ra" | "rd", value). With `drop` the question gets no answer at all. `error` is why a plugin failed, for the log."""
 
     rcode: int = NOERROR
     answer: list[RR] = field(default_factory=list)
     authority: list[RR] = field(default_factory=list)
     additional: list[RR] = field(default_factory=list)
     authoritative: bool = True
+    flags: tuple[tuple[str, bool], ...] = ()
+    drop: bool = False
+    error: str = ""
+
+    def with_answer(self, answer: list[RR]) -> Reply:
+        """A copy with other answers: the reply itself may be the cache's."""
+        changed = copy.copy(self)
+        changed.answer = answer
+        return changed
 
 
 def rr(name: str, kind: int, data: object, ttl: int) -> RR:
@@ -66,8 +92,14 @@ def ns(name: str, target: str, ttl: int) -> RR:
     return rr(name, QTYPE.NS, NS(target), ttl)
 
 
-def txt(name: str, text: str, ttl: int) -> RR:
-    return rr(name, QTYPE.TXT, TXT(text.encode()), ttl)
+def txt(name: str, text: str, ttl: int, rclass: int = INTERNET) -> RR:
+    return RR(name, QTYPE.TXT, rclass, ttl, TXT(text.encode()))
+
+
+def hinfo(name: str, cpu: str, os: str, ttl: int) -> RR:
+    """RFC 1035 section 3.3.2; dnslib has no class for it."""
+    strings = (text.encode() for text in (cpu, os))
+    return rr(name, QTYPE.HINFO, RD(b"".join(bytes([len(string)]) + string for string in strings)), ttl)
 
 
 def srv(name: str, weight: int, port: int, target: str, ttl: int) -> RR:
@@ -94,6 +126,8 @@ def to_wire(request: dnslib.DNSRecord, reply: Reply, size: int) -> bytes:
     """The bytes of a reply, at most `size`: beyond it records are left out and TC is set (RFC 2181 section 9)."""
     message = request.reply(ra=1, aa=int(reply.authoritative))
     message.header.rcode = reply.rcode
+    for flag, value in reply.flags:
+        setattr(message.header, flag, int(value))
     _fill(message, reply.answer, reply.authority, reply.additional)
     edns = [r for r in request.ar if r.rtype == QTYPE.OPT]
     if edns:

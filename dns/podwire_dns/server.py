@@ -17,9 +17,9 @@ import trio
 from dnslib import QTYPE
 
 from podwire_dns import message as m
-from podwire_dns.corefile import ServerBlock
+from podwire_dns.corefile import DEFAULT_PORT, ServerBlock
 from podwire_dns.message import Query, Reply
-from podwire_dns.plugin import END, Context, Plugin, longest_zone
+from podwire_dns.plugin import END, Context, Plugin, first_for, longest_zone
 from podwire_dns.plugins import chain
 
 log = logging.getLogger("podwire_dns")
@@ -33,22 +33,27 @@ class Server:
 
     def __init__(self, blocks: Sequence[ServerBlock], context: Context) -> None:
         self._context = context
-        self._chains: dict[str, Plugin] = {}
+        self._chains: dict[int, dict[str, Plugin]] = {}  # by port, by zone
         self._plugins: list[Plugin] = []
         self._background: trio.CancelScope | None = None
         self.malformed = 0
         self._free = trio.CapacityLimiter(MAX_CONCURRENT)
+        self._panics = context.metrics.counter("coredns_panics", "A metrics that counts the number of panics.")
+        context.lookup = self.resolve
         self.configure(blocks)
 
     def configure(self, blocks: Sequence[ServerBlock]) -> None:
         """Take another configuration. Raises CorefileError, and then the old one stays."""
-        chains: dict[str, Plugin] = {}
+        chains: dict[int, dict[str, Plugin]] = {}
         plugins: list[Plugin] = []
         for block in blocks:
             linked = chain(block, self._context)
             plugins += linked
-            chains.update((zone, linked[0] if linked else END) for zone, _ in block.zones)
-        self._chains, self._plugins, self._zones = chains, plugins, tuple(chains)
+            for zone, port in block.zones:
+                chains.setdefault(port, {})[zone] = linked[0] if linked else END
+        self._chains, self._plugins = chains, plugins
+        self._zones = {port: tuple(by_zone) for port, by_zone in chains.items()}
+        self._context.plugins = plugins
         if self._background is not None:
             self._background.cancel()
 
@@ -59,10 +64,14 @@ class Server:
                 async with trio.open_nursery() as nursery:
                     for plugin in self._plugins:
                         nursery.start_soon(plugin.run)
-                    await trio.sleep_forever()
+                    self._context.spawn = nursery.start_soon
+                    try:
+                        await trio.sleep_forever()
+                    finally:
+                        self._context.spawn = lambda task: None
 
-    async def answer(self, data: bytes, client: str, tcp: bool) -> bytes | None:
-        """The reply to a message, None if it deserves none."""
+    async def answer(self, data: bytes, client: str, tcp: bool, port: int = DEFAULT_PORT, source_port: int = 0) -> bytes | None:
+        """The reply to a message that came to the blocks of `port`, None if it deserves none."""
         try:
             request = dnslib.DNSRecord.parse(data)
         except Exception:  # dnslib raises whatever its slicing and decoding raise
@@ -72,26 +81,40 @@ class Server:
             self.malformed += 1
             return None
         size = 65535 if tcp else min(MAX_UDP, max(512, *(r.rclass for r in request.ar if r.rtype == QTYPE.OPT), 512))
-        return m.to_wire(request, await self._reply(request, client, tcp, size), size)
+        query = _query(request, client, tcp, size, source_port, len(data)) if len(request.questions) == 1 else None
+        reply = await self._reply(request, query, port)
+        if reply.drop:
+            return None
+        return m.to_wire(request, reply, min(size, query.size) if query else size)
 
-    async def _reply(self, request: dnslib.DNSRecord, client: str, tcp: bool, size: int) -> Reply:
+    async def _reply(self, request: dnslib.DNSRecord, query: Query | None, port: int) -> Reply:
         if request.header.opcode != 0:
             return Reply(m.NOTIMP, authoritative=False)
-        if len(request.questions) != 1:
+        if query is None:
             return Reply(m.FORMERR, authoritative=False)
-        if request.q.qclass not in (1, 255):
+        if query.qclass not in (m.INTERNET, m.CHAOS, m.ANY_CLASS):
             return Reply(m.REFUSED, authoritative=False)
-        query = Query(_text(request.q.qname), request.q.qtype, client, tcp, size)
-        zone = longest_zone(query.lower, self._zones)
+        return await self.resolve(query, port)
+
+    async def resolve(self, query: Query, port: int = DEFAULT_PORT) -> Reply:
+        """The answer of the server block with the longest zone; what plugins ask too, for a name behind a CNAME."""
+        zone = longest_zone(query.lower, self._zones.get(port, ()))
         if zone is None:
             return Reply(m.REFUSED, authoritative=False)
         try:
-            return await self._chains[zone].serve(query)
-        except Exception:
-            log.exception("%s %s from %s", query.name, QTYPE.get(query.qtype), client)
+            return await first_for(self._chains[port][zone], query.qclass).serve(query)
+        except Exception as error:
+            self._panics.inc()
+            stack = any(getattr(plugin, "stacktrace", False) for plugin in self._plugins)
+            log.error("%s %s from %s: %r", query.name, QTYPE.get(query.qtype), query.client, error, exc_info=stack)
             return Reply(m.SERVFAIL, authoritative=False)
 
-    async def serve_udp(self, sock: trio.socket.SocketType) -> None:
+    @property
+    def ports(self) -> frozenset[int]:
+        """On which the running configuration wants to be asked."""
+        return frozenset(self._chains)
+
+    async def serve_udp(self, sock: trio.socket.SocketType, port: int = DEFAULT_PORT) -> None:
         async with trio.open_nursery() as nursery:
             while True:
                 try:
@@ -99,20 +122,21 @@ class Server:
                 except OSError:
                     continue  # an ICMP error for an earlier answer
                 if self._free.available_tokens:
-                    nursery.start_soon(self._answer_datagram, sock, data, sender)
+                    nursery.start_soon(self._answer_datagram, sock, data, sender, port)
 
-    async def _answer_datagram(self, sock: trio.socket.SocketType, data: bytes, sender: tuple[str, int]) -> None:
+    async def _answer_datagram(self, sock: trio.socket.SocketType, data: bytes, sender: tuple[str, int], port: int) -> None:
         async with self._free:
-            reply = await self.answer(data, sender[0].removeprefix("::ffff:"), tcp=False)
+            reply = await self.answer(data, sender[0].removeprefix("::ffff:"), False, port, sender[1])
             if reply is not None:
                 try:
                     await sock.sendto(reply, sender)
                 except OSError as error:
                     log.warning("answer to %s: %s", sender[0], error)
 
-    async def serve_connection(self, stream: trio.SocketStream) -> None:
+    async def serve_connection(self, stream: trio.SocketStream, port: int = DEFAULT_PORT) -> None:
         """Questions over one TCP connection, in order, until the client closes it or says nothing for ten seconds."""
-        client = stream.socket.getpeername()[0].removeprefix("::ffff:")
+        peer = stream.socket.getpeername()
+        client = peer[0].removeprefix("::ffff:")
         buffer = b""
         try:
             while True:
@@ -124,7 +148,7 @@ class Server:
                     buffer += chunk
                 size = struct.unpack_from("!H", buffer)[0]
                 message, buffer = buffer[2 : 2 + size], buffer[2 + size :]
-                reply = await self.answer(message, client, tcp=True)
+                reply = await self.answer(message, client, True, port, peer[1])
                 if reply is None:
                     return
                 await stream.send_all(struct.pack("!H", len(reply)) + reply)
@@ -132,9 +156,15 @@ class Server:
             return
 
 
-def _text(name: dnslib.DNSLabel) -> str:
-    """The name with its case and a trailing dot; bytes that are no text are escaped."""
-    return str(name)
+def _query(request: dnslib.DNSRecord, client: str, tcp: bool, size: int, source_port: int, length: int) -> Query:
+    """The question of a message; its name has its case and a trailing dot, bytes that are no text are escaped."""
+    query = Query(str(request.q.qname), request.q.qtype, client, tcp, size, qclass=request.q.qclass)
+    query.ident, query.rd, query.source_port, query.length = request.header.id, bool(request.header.rd), source_port, length
+    for record in request.ar:
+        if record.rtype == QTYPE.OPT:
+            query.do = bool(record.ttl & 0x8000)
+            query.options = tuple((option.code, option.data) for option in record.rdata)
+    return query
 
 
 def _formerr(data: bytes) -> bytes | None:

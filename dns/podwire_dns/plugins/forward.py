@@ -1,33 +1,44 @@
-"""The forward plugin: questions outside the zones above go to upstream servers.
+"""The forward plugin: questions of a zone go to upstream servers.
 
-    forward FROM TO… { max_concurrent N; policy random|round_robin|sequential; expire …; except ZONES… }
+    forward FROM TO… {
+        except ZONES…; policy random|round_robin|sequential; force_tcp; prefer_udp; expire DURATION; max_fails N; max_idle_conns N
+        health_check DURATION [no_rec] [domain NAME]; max_concurrent N; max_connect_attempts N; failover RCODES…; next RCODES…
+        next_on_nodata; failfast_all_unhealthy_upstreams
+    }
 
-TO is an address, address:port, or a resolv.conf file. An upstream that does not answer within two seconds is tried last until it
-answers again. A truncated UDP answer is asked again over TCP. Order to read: Forward.serve, Upstream.ask, options.
-Source: https://coredns.io/plugins/forward/.
+TO is an address, address:port, dns://address, or a resolv.conf file; at most 15. tls://, https:// and host names are refused.
+Upstreams are asked in the policy's order, those that are down or did not answer last time behind the others, so that a dead one
+costs its time limit (2 s) once; the next is asked for as long as five seconds are not over. If all are down one is asked at random.
+Order to read: Forward.serve, _try_all, _order, options. Source: https://coredns.io/plugins/forward/.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import os
-import socket
-import struct
 
-import dnslib
 import trio
-from dnslib import QTYPE
 
 from podwire_dns import message as m
-from podwire_dns.corefile import Directive
+from podwire_dns.corefile import Directive, Option, seconds, zones_of
 from podwire_dns.message import Query, Reply
 from podwire_dns.plugin import Context, Plugin, in_zone
+from podwire_dns.plugins.upstream import FAILURES, Policy, Upstream
 
-ASK_SECONDS = 2.0
-# linux/in.h, in6.h: IP_RECVERR, IPV6_RECVERR. Without it a UDP socket is told of a refused port, but not of a network without a
-# route, and an upstream that cannot be reached costs the whole time limit.
-RECEIVE_ERRORS = {socket.AF_INET: (socket.IPPROTO_IP, 11), socket.AF_INET6: (socket.IPPROTO_IPV6, 25)}
-PORT = 53
+PORT, MAX_UPSTREAMS = 53, 15
+TOTAL_SECONDS = 5.0
+POLICIES = ("random", "round_robin", "sequential")
+RCODES = {
+    "NOERROR": 0,
+    "FORMERR": 1,
+    "SERVFAIL": 2,
+    "NXDOMAIN": 3,
+    "NOTIMP": 4,
+    "NOTIMPL": 4,
+    "REFUSED": 5,
+    "YXDOMAIN": 6,
+    "NOTAUTH": 9,
+}
 
 
 class Forward(Plugin):
@@ -37,117 +48,151 @@ class Forward(Plugin):
         super().__init__(directive, zones, context)
         if len(directive.args) < 2:
             raise directive.error("needs FROM and at least one TO: forward . 192.0.2.1")
-        self._from = directive.args[0].rstrip(".").lower()
+        self._from = zones_of(directive, directive.args[:1], ("",))[0]
         self._except: tuple[str, ...] = ()
-        self._policy = "random"
-        self._limit = 0
-        self._busy = 0
-        self._turn = 0
-        self._upstreams = [Upstream(*address) for to in directive.args[1:] for address in _addresses(directive, to)]
-        self._take_options(directive)
+        self._policy, self._turn = "random", 0
+        self._limit = self._busy = self._attempts = 0
+        self._failover: set[int] = set()
+        self._next: set[int] = set()
+        self._next_on_nodata = self._failfast = False
+        self._how = Policy()
+        addresses = [address for to in directive.args[1:] for address in _addresses(directive, to)]
+        if len(addresses) > MAX_UPSTREAMS:
+            raise directive.error(f"more than {MAX_UPSTREAMS} TOs configured: {len(addresses)}")
+        self._upstreams = [Upstream(ip, port, self._how, context.metrics, context.clock) for ip, port in addresses]
+        self._rejects = context.metrics.counter(
+            "coredns_forward_max_concurrent_rejects",
+            "Counter of the number of queries rejected because the concurrent queries were at maximum.",
+        )
+        self._broken = context.metrics.counter(
+            "coredns_forward_healthcheck_broken", "Counter of the number of complete failures of the healthchecks."
+        )
+        for option in directive.options:
+            self._take(directive, option)
 
     async def serve(self, query: Query) -> Reply:
         if not in_zone(query.lower, self._from) or any(in_zone(query.lower, zone) for zone in self._except):
             return await self.next.serve(query)
+        if query.qclass == m.CHAOS:
+            return Reply(m.REFUSED, authoritative=False)
         if self._limit and self._busy >= self._limit:
+            self._rejects.inc()
             return Reply(m.REFUSED, authoritative=False)
         self._busy += 1
         try:
-            for upstream in self._order():
-                reply = await upstream.ask(query, self.context.rng.getrandbits(16))
-                if reply is not None:
-                    return reply
-            return Reply(m.SERVFAIL, authoritative=False)
+            reply = await self._try_all(query)
         finally:
             self._busy -= 1
+        nodata = self._next_on_nodata and reply.rcode == m.NOERROR and not reply.answer
+        if (nodata or reply.rcode in self._next) and isinstance(self.next, Forward):
+            return await self.next.serve(query)
+        return reply
+
+    async def _try_all(self, query: Query) -> Reply:
+        last, error = None, "no healthy proxies"
+        deadline = self.context.clock() + TOTAL_SECONDS
+        for number, upstream in enumerate(self._order()):
+            if self.context.clock() >= deadline or (self._attempts and number >= self._attempts):
+                break
+            try:
+                last = await upstream.ask(query, self.context.rng.getrandbits(16))
+            except FAILURES as failure:
+                error = "i/o timeout" if isinstance(failure, trio.TooSlowError) else (str(failure) or type(failure).__name__)
+                error = f"{upstream.label}: {error}"
+                if self._how.max_fails:
+                    self.context.spawn(upstream.check)
+                continue
+            if last.rcode not in self._failover:
+                return last
+        return last or Reply(m.SERVFAIL, authoritative=False, error=f"plugin/forward: {error}")
 
     def _order(self) -> list[Upstream]:
+        """Those to try, first to last."""
         upstreams = list(self._upstreams)
+        alive = [upstream for upstream in upstreams if not upstream.down()]
+        if not alive:
+            self._broken.inc()
+            return [] if self._failfast else [self.context.rng.choice(upstreams)] if upstreams else []
         if self._policy == "random":
-            self.context.rng.shuffle(upstreams)
+            self.context.rng.shuffle(alive)
         elif self._policy == "round_robin":
-            self._turn = (self._turn + 1) % max(1, len(upstreams))
-            upstreams = upstreams[self._turn :] + upstreams[: self._turn]
-        return sorted(upstreams, key=lambda upstream: upstream.failed)
+            self._turn += 1
+            turn = self._turn % len(alive)
+            alive = alive[turn:] + alive[:turn]
+        return sorted(alive, key=lambda upstream: upstream.suspect)
 
-    def _take_options(self, directive: Directive) -> None:
-        for option in directive.options:
-            match (option.name, option.args):
-                case ("max_concurrent", (number,)) if number.isdigit():
-                    self._limit = int(number)
-                case ("policy", ("random" | "round_robin" | "sequential" as policy,)):
-                    self._policy = policy
-                case ("except", (_, *_) as zones):
-                    self._except = tuple(zone.rstrip(".").lower() for zone in zones)
-                case _:
-                    raise directive.error(f"unknown or wrong option: {' '.join((option.name, *option.args))}", option)
-
-
-class Upstream:
-    """One server. `failed`: its last answer did not come."""
-
-    def __init__(self, ip: str, port: int) -> None:
-        self._address = (ip, port)
-        self._family = socket.AF_INET6 if ":" in ip else socket.AF_INET
-        self.failed = False
-
-    async def ask(self, query: Query, ident: int) -> Reply | None:
-        """The upstream's answer, None if none came in time."""
-        question = dnslib.DNSRecord(dnslib.DNSHeader(id=ident, rd=1), q=dnslib.DNSQuestion(query.name, query.qtype))
-        question.add_ar(dnslib.EDNS0(udp_len=1232))
+    async def run(self) -> None:
         try:
-            with trio.fail_after(ASK_SECONDS):
-                answer = await self._over_udp(question)
-                if answer.header.tc:
-                    answer = await self._over_tcp(question)
-        except (trio.TooSlowError, OSError, dnslib.DNSError, EOFError):
-            self.failed = True
-            return None
-        self.failed = False
-        additional = [r for r in answer.ar if r.rtype != QTYPE.OPT]
-        return Reply(answer.header.rcode, list(answer.rr), list(answer.auth), additional, authoritative=False)
+            await trio.sleep_forever()
+        finally:
+            for upstream in self._upstreams:
+                upstream.close()
 
-    async def _over_udp(self, question: dnslib.DNSRecord) -> dnslib.DNSRecord:
-        with trio.socket.socket(self._family, socket.SOCK_DGRAM) as sock:
-            sock.setsockopt(*RECEIVE_ERRORS[self._family], 1)
-            await sock.connect(self._address)  # so that only its answers arrive, and ICMP errors are told
-            await sock.send(question.pack())
-            while True:
-                answer = dnslib.DNSRecord.parse(await sock.recv(65535))
-                if _answers(question, answer):
-                    return answer
+    # --- options --------------------------------
 
-    async def _over_tcp(self, question: dnslib.DNSRecord) -> dnslib.DNSRecord:
-        data = question.pack()
-        async with await trio.open_tcp_stream(*self._address) as stream:
-            await stream.send_all(struct.pack("!H", len(data)) + data)
-            size = struct.unpack("!H", await _exactly(stream, 2))[0]
-            answer = dnslib.DNSRecord.parse(await _exactly(stream, size))
-        if not _answers(question, answer):
-            raise EOFError("an answer to another question")
-        return answer
+    def _take(self, directive: Directive, option: Option) -> None:
+        match (option.name, option.args):
+            case ("max_concurrent", (number,)) if number.isdigit():
+                self._limit = int(number)
+            case ("max_connect_attempts", (number,)) if number.isdigit():
+                self._attempts = int(number)
+            case ("policy", (policy,)) if policy in POLICIES:
+                self._policy = policy
+            case ("except", (_, *_) as zones):
+                self._except += zones_of(directive, zones, ())
+            case ("failover", (_, *_) as names) if "NOERROR" not in names:
+                self._failover |= {_rcode(directive, option, name) for name in names}
+            case ("next", (_, *_) as names):
+                self._next |= {_rcode(directive, option, name) for name in names}
+            case ("next_on_nodata", ()):
+                self._next_on_nodata = True
+            case ("failfast_all_unhealthy_upstreams", ()):
+                self._failfast = True
+            case ("tls" | "tls_servername" | "doh_method" | "resolver" as name, _):
+                raise directive.error(f"{name}: upstreams are asked by address over plain DNS alone", option)
+            case _:
+                self._take_connection(directive, option)
+
+    def _take_connection(self, directive: Directive, option: Option) -> None:
+        match (option.name, option.args):
+            case ("force_tcp", ()):
+                self._how.force_tcp = True
+            case ("prefer_udp", ()):
+                self._how.prefer_udp = True
+            case ("expire", (duration,)):
+                self._how.expire = seconds(directive, duration, option)
+            case ("max_idle_conns", (number,)) if number.isdigit():
+                self._how.max_idle = int(number)
+            case ("max_fails", (number,)) if number.isdigit():
+                self._how.max_fails = int(number)
+            case ("health_check", (duration, *words)):
+                self._how.interval = seconds(directive, duration, option)
+                while words:
+                    match words:
+                        case ["no_rec", *words]:
+                            self._how.recursive = False
+                        case ["domain", name, *words]:
+                            self._how.domain = name
+                        case _:
+                            raise directive.unknown(option)
+            case _:
+                raise directive.unknown(option)
 
 
-def _answers(question: dnslib.DNSRecord, answer: dnslib.DNSRecord) -> bool:
-    same = answer.header.id == question.header.id and answer.header.qr and len(answer.questions) == 1
-    return bool(same and answer.q.qname == question.q.qname and answer.q.qtype == question.q.qtype)
-
-
-async def _exactly(stream: trio.SocketStream, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        chunk = await stream.receive_some(size - len(data))
-        if not chunk:
-            raise EOFError("the upstream closed the connection")
-        data += bytes(chunk)
-    return data
+def _rcode(directive: Directive, option: Option, name: str) -> int:
+    if name.upper() not in RCODES:
+        raise directive.error(f"{option.name}: {name!r} is not a response code", option)
+    return RCODES[name.upper()]
 
 
 def _addresses(directive: Directive, to: str) -> list[tuple[str, int]]:
     if to.startswith("/"):
         return [(ip, PORT) for ip in _nameservers(directive, to)]
-    text = to.removeprefix("dns://")
-    host, port = text, PORT
+    scheme, separator, text = to.partition("://")
+    if separator and scheme != "dns":
+        raise directive.error(f"{scheme}:// is not spoken, only dns://")
+    host = text = text if separator else to
+    port = PORT
     if text.startswith("["):
         host, _, rest = text[1:].partition("]")
         port = _port(directive, rest.removeprefix(":")) if rest else PORT
