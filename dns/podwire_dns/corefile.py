@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from msgspec import Struct
 
 DEFAULT_PORT = 53
-MAX_IMPORTS = 1000
+MAX_IMPORTS, MAX_NESTING = 1000, 50
 Importer = Callable[[str, str], Sequence[tuple[str, str]]]
 
 
@@ -138,7 +138,7 @@ class _Expander:
     def __init__(self, environment: Mapping[str, str], importer: Importer | None) -> None:
         self._environment, self._importer = environment, importer
         self._snippets: dict[str, list[_Token]] = {}
-        self._imports = 0
+        self._imports = self._nesting = 0
 
     def expand(self, tokens: list[_Token]) -> list[_Token]:
         out: list[_Token] = []
@@ -175,12 +175,17 @@ class _Expander:
         self._imports += 1
         if not args:
             raise CorefileError(f"{where}: needs the name of a snippet above, or a file")
-        if self._imports > MAX_IMPORTS:
-            raise CorefileError(f"{where}: more than {MAX_IMPORTS} imports; does something import itself?")
-        name = args[0]
+        if self._imports > MAX_IMPORTS or self._nesting >= MAX_NESTING:
+            raise CorefileError(f"{where}: too many imports; does something import itself?")
+        self._nesting += 1
+        found = self._imported(where, args[0], args[1:], token.file)
+        self._nesting -= 1
+        return found
+
+    def _imported(self, where: str, name: str, args: list[str], file: str) -> list[_Token]:
         if name in self._snippets:
-            return self.expand([_Token(_arguments(t.text, args[1:]), t.line, t.file) for t in self._snippets[name]])
-        files = self._importer(name, token.file) if self._importer else []
+            return self.expand([_Token(_arguments(t.text, args), t.line, t.file) for t in self._snippets[name]])
+        files = self._importer(name, file) if self._importer else []
         if not files and not any(c in name for c in "*?["):
             raise CorefileError(f"{where}: no snippet ({name}) above, and no such file")
         return [t for path, text in files for t in self.expand(_tokens(text, path, self._environment))]

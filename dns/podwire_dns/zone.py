@@ -1,8 +1,8 @@
 """A zone's records and the answers in them (RFC 1034 section 4.3.2, wildcards by RFC 4592, negative answers by RFC 2308). Pure.
 
-Rules: what is below a delegation is not answered but referred; an empty non-terminal exists; a wildcard stands for names that do not
-exist below its parent; a CNAME is followed within the zone, and its end outside is left to the caller.
-Order to read: Zone.__init__, lookup, _at, _referral.
+Rules: what is below a delegation is not answered but referred; an empty non-terminal exists; a wildcard stands for names that do
+not exist below its parent; a CNAME is followed within the zone, and its end outside is left to the caller. Order to read:
+Zone.__init__, lookup, _at, _referral.
 """
 
 from __future__ import annotations

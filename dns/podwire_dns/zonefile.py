@@ -1,8 +1,9 @@
 """Zone files (RFC 1035 section 5): text to records.
 
-Pure. Known: $ORIGIN, $TTL (RFC 2308), parentheses, quotes, comments, escapes, TTLs such as 1h30m, a blank owner for the one before,
-@ for the origin; types A AAAA CAA CNAME DNAME HINFO MX NS PTR SOA SRV TXT and any other as TYPE123 \\# LENGTH HEX (RFC 3597).
-$INCLUDE and $GENERATE are refused. Every error is one line with file and line number. Order to read: parse, _lines, _Record.
+Pure. Known: $ORIGIN, $TTL (RFC 2308), parentheses, quotes, comments, escapes, TTLs such as 1h30m, a blank owner for the one
+before, @ for the origin; types A AAAA CAA CNAME DNAME HINFO MX NS PTR SOA SRV TXT and any other as TYPE123 \\# LENGTH HEX (RFC
+3597). $INCLUDE and $GENERATE are refused. Every error is one line with file and line number. Order to read: parse, _lines,
+_Record.
 """
 
 from __future__ import annotations
@@ -141,7 +142,8 @@ class _Records:
     def _name(self, text: str) -> str:
         if text == "@":
             return self._origin
-        name = text if text.endswith(".") and not text.endswith("\\.") else f"{text}.{self._origin}".replace("..", ".")
+        absolute = text.endswith(".") and not text.endswith("\\.")
+        name = text if absolute else f"{text}.{self._origin.removeprefix('.')}"
         if name != "." and (len(name) > MAX_NAME or any(not 0 < len(label) < 64 for label in name[:-1].split("."))):
             raise ValueError(f"{text!r} is not a domain name")
         return name

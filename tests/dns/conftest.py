@@ -27,6 +27,8 @@ class Asked:
         self.rcode = dnslib.RCODE[reply.header.rcode]
         self.answer = [(str(r.rname), dnslib.QTYPE[r.rtype], str(r.rdata)) for r in reply.rr]
         self.data = sorted(data for _, _, data in self.answer)
+        self.extra = sorted(f"{r.rname} {dnslib.QTYPE[r.rtype]} {r.rdata}" for r in reply.ar if r.rtype != dnslib.QTYPE.OPT)
+        self.ttls = {r.ttl for r in reply.rr}
         self.soa = [str(r.rname) for r in reply.auth if r.rtype == dnslib.QTYPE.SOA]
 
 
@@ -40,12 +42,30 @@ class InMemory:
         self.server = Server(parse(corefile), self.context)
 
     def ask(self, name: str, qtype: str = "A", client: str = "10.244.1.9", tcp: bool = False, size: int = 1232) -> Asked:
-        query = dnslib.DNSRecord(q=dnslib.DNSQuestion(name, getattr(dnslib.QTYPE, qtype)))
-        query.add_ar(dnslib.EDNS0(udp_len=size))
-        reply = trio.run(self.server.answer, query.pack(), client, tcp)
+        reply = self.send(name, qtype, client, tcp, size)
         assert reply is not None
         assert tcp or len(reply) <= max(512, size)
         return Asked(dnslib.DNSRecord.parse(reply))
+
+    def send(
+        self,
+        name: str,
+        qtype: str = "A",
+        client: str = "10.244.1.9",
+        tcp: bool = False,
+        size: int = 1232,
+        qclass: int = 1,
+        port: int = 53,
+    ) -> bytes | None:
+        """The reply as it is; None if there is none."""
+        query = dnslib.DNSRecord(q=dnslib.DNSQuestion(name, getattr(dnslib.QTYPE, qtype), qclass))
+        query.add_ar(dnslib.EDNS0(udp_len=size))
+        return trio.run(self.server.answer, query.pack(), client, tcp, port, 40000)
+
+    def metrics(self, name: str) -> dict[str, float]:
+        """The samples of a metric by their labels' text."""
+        lines = [line for line in self.context.metrics.text().decode().splitlines() if line.startswith(name + "{")]
+        return {labels: float(value) for labels, _, value in (line[len(name) :].rpartition(" ") for line in lines)}
 
 
 @pytest.fixture

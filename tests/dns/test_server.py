@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import dnslib
 import pytest
 import trio
@@ -86,45 +84,70 @@ def test_no_message_breaks_it(noise, position, value):
 FUZZED = InMemory(COREFILE, MANY)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "Corefile:1: no server block"),
-        (". {\n errors\n", "Corefile:2: the file ends within a server block"),
-        (". {\n nonsense\n}\n", "Corefile:2: plugin nonsense: unknown; there are: "),
-        (". {\n kubernetes {\n  pods maybe\n }\n}\n", "Corefile:3: plugin kubernetes: unknown or wrong option: pods maybe"),
-        (". {\n forward .\n}\n", "Corefile:2: plugin forward: needs FROM and at least one TO"),
-        (". {\n forward . upstream\n}\n", "Corefile:2: plugin forward: 'upstream' is not an address, address:port or file"),
-        (".:99999 {\n}\n", "Corefile:1: '.:99999': a port is a number from 1 to 65535"),
-        (". {\n}\n. {\n}\n", "Corefile:3: .:53 is served by a block above already"),
-        ('. {\n log "x\n}\n', "Corefile:2: a quote is not closed"),
-        (". {\n import other\n}\n", "Corefile:2: import: no snippet (other) above"),
-        (". {\n reload 1s\n}\n", "Corefile:2: plugin reload: takes an interval of at least 2s"),
-        ("tls://. {\n}\n", "Corefile:1: tls:// is not served, only dns://"),
-    ],
-)
-def test_a_wrong_corefile_is_one_line_that_says_where(text, message):
-    with pytest.raises(CorefileError) as raised:
-        InMemory(text, [])
-    assert str(raised.value).startswith(message)
-    assert "\n" not in str(raised.value)
-
-
-def test_snippets_comments_quotes_and_variables():
-    blocks = parse('(common) {\n log "a b" # why\n}\na.org:5300 b.org {\n import common\n ttl {$T}\n}\n', environment={"T": "7"})
-    [block] = blocks
-    assert block.zones == (("a.org", 5300), ("b.org", 53))
-    assert [(d.name, d.args) for d in block.directives] == [("log", ("a b",)), ("ttl", ("7",))]
-
-
-@given(st.text(alphabet='.{} \n"\\#abc$%:/19', max_size=60))
-def test_no_text_breaks_the_parser(text):
-    with contextlib.suppress(CorefileError):  # anything else is a bug
-        parse(text)
-
-
 def test_a_wrong_configuration_leaves_the_running_one():
     dns = InMemory(COREFILE, MANY)
     with pytest.raises(CorefileError):
         dns.server.configure(parse(". {\n nonsense\n}\n"))
     assert dns.ask(BIG, tcp=True).rcode == "NOERROR"
+
+
+def test_the_longest_zone_answers_and_ports_are_apart():
+    text = "org {\n whoami\n}\na.org:53 {\n any\n}\n.:5300 {\n whoami\n}\n"
+    dns = InMemory(text, [])
+    assert dns.server.ports == {53, 5300}
+    assert [dns.ask(name).rcode for name in ("x.org.", "x.a.org.", "x.net.")] == ["NOERROR", "REFUSED", "REFUSED"]
+    reply = dns.send("x.net.", port=5300)
+    assert reply is not None
+    assert dnslib.RCODE[dnslib.DNSRecord.parse(reply).header.rcode] == "NOERROR"
+
+
+def test_a_networks_reverse_names_have_their_own_block():
+    dns = InMemory("10.96.0.0/15 {\n kubernetes cluster.local 10.96.0.0/15\n}\n", [namespace("default"), service("web")])
+    assert dns.ask("50.0.96.10.in-addr.arpa.", "PTR").data == ["web.default.svc.cluster.local."]
+    assert dns.ask("1.0.98.10.in-addr.arpa.", "PTR").rcode == "REFUSED"
+
+
+def test_metrics_have_coredns_names():
+    dns = InMemory("cluster.local {\n prometheus\n kubernetes\n}\n", MANY)
+    dns.ask(BIG, tcp=True)
+    dns.ask(f"no.{BIG}", client="fd00::1")
+    dns.ask(f"no.{BIG}", "TYPE65280" if "TYPE65280" in dnslib.QTYPE.reverse else "SPF")
+    server = 'server="dns://10.244.1.2:53"'
+    requests = dns.metrics("coredns_dns_requests_total")
+    assert requests == {
+        f'{{family="1",proto="tcp",{server},type="A",view="",zone="cluster.local."}}': 1.0,
+        f'{{family="2",proto="udp",{server},type="A",view="",zone="cluster.local."}}': 1.0,
+        f'{{family="1",proto="udp",{server},type="other",view="",zone="cluster.local."}}': 1.0,
+    }
+    assert dns.metrics("coredns_dns_responses_total") == {
+        f'{{rcode="NOERROR",{server},view="",zone="cluster.local."}}': 1.0,
+        f'{{rcode="NXDOMAIN",{server},view="",zone="cluster.local."}}': 2.0,
+    }
+    assert dns.metrics("coredns_plugin_enabled") == {f'{{name="kubernetes",{server},view="",zone="cluster.local."}}': 1.0}
+    assert list(dns.metrics("coredns_dns_request_duration_seconds_count").values()) == [3.0]
+
+
+def test_metrics_go_on_counting_over_a_reload():
+    dns = InMemory(". {\n prometheus\n whoami\n}\n", [])
+    dns.ask("x.org.")
+    dns.server.configure(parse(". {\n prometheus\n any\n whoami\n}\n"))
+    dns.ask("x.org.")
+    assert list(dns.metrics("coredns_dns_requests_total").values()) == [2.0]
+
+
+def test_ready_names_the_plugins_that_are_not():
+    dns = InMemory(". {\n ready {\n  monitor continuously\n }\n kubernetes cluster.local\n}\n", [], synced=False)
+    ready = dns.context.plugins[0]
+    assert ready.answer() == (503, b"kubernetes")
+    dns.context.synced = lambda: True
+    assert ready.answer() == (200, b"OK")
+    dns.context.synced = lambda: False
+    assert ready.answer() == (503, b"kubernetes")
+
+
+def test_what_has_been_ready_is_not_asked_again():
+    dns = InMemory(". {\n ready\n kubernetes cluster.local\n}\n", [])
+    ready = dns.context.plugins[0]
+    assert ready.answer() == (200, b"OK")
+    dns.context.synced = lambda: False
+    assert ready.answer() == (200, b"OK")

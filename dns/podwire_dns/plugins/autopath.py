@@ -3,8 +3,9 @@
     autopath [ZONES…] @kubernetes | RESOLV.CONF
 
 The search path is the asking pod's (which `pods verified` makes known), or the file's. A question for a name in its first domain
-is asked for the rest of the name in each domain, the last being none; the first answer that is not NXDOMAIN is the client's, behind
-a CNAME from the name that it asked for. If all are NXDOMAIN it gets the first. Source: https://coredns.io/plugins/autopath/.
+is asked for the rest of the name in each domain, the last being none; the first answer that is not NXDOMAIN is the client's,
+behind a CNAME from the name that it asked for. If all are NXDOMAIN it gets the first. Source:
+https://coredns.io/plugins/autopath/.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@
         prefetch AMOUNT [DURATION [PERCENTAGE%]]; serve_stale [DURATION] [immediate|verify]; disable success|denial [ZONES…]
     }
 
-Rules: an answer is kept for the least TTL of its records, at most TTL (3600, denials 1800) and at least MINTTL (5); SERVFAIL for 5 s;
-other errors never. All records of an answer carry what is left of that time (`keepttl`: what they came with). Names match without
-case, and the answer has the question's. When the capacity (9984) is reached the entry goes that was stored longest ago.
+Rules: an answer is kept for the least TTL of its records, at most TTL (3600, denials 1800) and at least MINTTL (5); SERVFAIL for
+5 s; other errors never. All records of an answer carry what is left of that time (`keepttl`: what they came with). Names match
+without case, and the answer has the question's. When the capacity (9984) is reached the entry goes that was stored longest ago.
 Order to read: Store, Cache.serve, _refresh, _kept, options. Source: https://coredns.io/plugins/cache/.
 """
 

@@ -32,9 +32,9 @@ class Chaos(Plugin):
         self._authors = sorted(directive.args[1:]) or ["podwire"]
 
     async def serve(self, query: Query) -> Reply:
-        if query.qclass != m.CHAOS or query.qtype != QTYPE.TXT:
+        if query.qclass != m.CHAOS:
             return await self.next.serve(query)
-        match query.lower:
+        match query.lower if query.qtype == QTYPE.TXT else "":
             case "version.bind." | "version.server.":
                 texts = [self._version]
             case "authors.bind.":
@@ -42,7 +42,7 @@ class Chaos(Plugin):
             case "hostname.bind." | "id.server.":
                 texts = [os.uname().nodename]
             case _:
-                return await self.next.serve(query)
+                return Reply(m.REFUSED, authoritative=False)
         return Reply(answer=[m.txt(query.name, text[:MAX_TEXT], 0, m.CHAOS) for text in texts])
 
 

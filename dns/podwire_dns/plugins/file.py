@@ -2,9 +2,9 @@
 
     file DBFILE [ZONES…] { reload DURATION; fallthrough [ZONES…]; upstream }
 
-The file is read again when it has changed (reload, 1m; 0: never); a wrong one is logged and the zone stays as it was. A CNAME that
-leaves the zone is resolved by the whole server. `upstream` is accepted and does nothing, as in CoreDNS. DNSSEC records are not
-made, zone transfers are refused. Format: zonefile.py; answers: zone.py. Source: https://coredns.io/plugins/file/.
+The file is read again when it has changed (reload, 1m; 0: never); a wrong one is logged and the zone stays as it was. A CNAME
+that leaves the zone is resolved by the whole server. `upstream` is accepted and does nothing, as in CoreDNS. DNSSEC records are
+not made, zone transfers are refused. Format: zonefile.py; answers: zone.py. Source: https://coredns.io/plugins/file/.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@
 
 TO is an address, address:port, dns://address, or a resolv.conf file; at most 15. tls://, https:// and host names are refused.
 Upstreams are asked in the policy's order, those that are down or did not answer last time behind the others, so that a dead one
-costs its time limit (2 s) once; the next is asked for as long as five seconds are not over. If all are down one is asked at random.
-Order to read: Forward.serve, _try_all, _order, options. Source: https://coredns.io/plugins/forward/.
+costs its time limit (2 s) once; the next is asked for as long as five seconds are not over. If all are down one is asked at
+random. Order to read: Forward.serve, _try_all, _order, options. Source: https://coredns.io/plugins/forward/.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The health plugin: GET :8080/health is 200 while the process lives; with `lameduck DURATION` it serves for that long after SIGTERM.
+"""The health plugin: GET :8080/health is 200 while the process lives; with `lameduck DURATION` it serves for that long after
+SIGTERM.
 
     health [ADDRESS] { lameduck DURATION }
 

@@ -3,9 +3,9 @@
     hosts [FILE [ZONES…]] { ADDRESS NAME…; ttl SECONDS; no_reverse; reload DURATION; fallthrough [ZONES…] }
 
 FILE is /etc/hosts if not given, and is read again when it has changed (reload, 5s; 0: never). Lines without a valid address are
-skipped. A name in the zones that no line has is SERVFAIL, as in CoreDNS, because there is no SOA for an NXDOMAIN; use fallthrough.
-Reverse names that no line has are always the next plugin's. Order to read: Table, Hosts.serve, options.
-Source: https://coredns.io/plugins/hosts/.
+skipped. A name in the zones that no line has is SERVFAIL, as in CoreDNS, because there is no SOA for an NXDOMAIN; use
+fallthrough. Reverse names that no line has are always the next plugin's. Order to read: Table, Hosts.serve, options. Source:
+https://coredns.io/plugins/hosts/.
 """
 
 from __future__ import annotations

@@ -13,9 +13,9 @@
         apiserver_qps N | apiserver_burst N | apiserver_max_inflight N | startup_timeout DURATION
     }
 
-The last four are CoreDNS' ways to spare an API server: accepted, without effect here, where one watch follows all. `endpoint`, `tls`
-and `kubeconfig` are refused (--api says where the API server is), and so is `multicluster`.
-Order to read: Settings, settings.
+The last four are CoreDNS' ways to spare an API server: accepted, without effect here, where one watch follows all. `endpoint`,
+`tls` and `kubeconfig` are refused (--api says where the API server is), and so is `multicluster`. Order to read: Settings,
+settings.
 """
 
 from __future__ import annotations

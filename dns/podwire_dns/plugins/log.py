@@ -2,9 +2,9 @@
 
     log [NAMES…] [FORMAT] { class success|denial|error|all…; minDuration DURATION }
 
-FORMAT is text with placeholders: {type} {name} {class} {proto} {remote} {local} {size} {port} {duration} {rcode} {rsize} {>rflags}
-{>bufsize} {>do} {>id} {>opcode}; {common} (the default) and {combined} are formats themselves. Metadata labels are not served.
-Source: https://coredns.io/plugins/log/.
+FORMAT is text with placeholders: {type} {name} {class} {proto} {remote} {local} {size} {port} {duration} {rcode} {rsize}
+{>rflags} {>bufsize} {>do} {>id} {>opcode}; {common} (the default) and {combined} are formats themselves. Metadata labels are not
+served. Source: https://coredns.io/plugins/log/.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ def _host(ip: str) -> str:
     return f"[{ip}]" if ":" in ip else ip
 
 
-def _flags(reply: Reply) -> str:
-    flags = {"aa": reply.authoritative, "rd": True, "ra": True, **dict(reply.flags)}
+def _flags(query: Query, reply: Reply) -> str:
+    flags = {"aa": reply.authoritative, "rd": query.rd, "ra": True, **dict(reply.flags)}
     return ",".join(["qr", *(flag for flag in ("aa", "rd", "ra") if flags[flag])])
 
 
@@ -122,7 +122,7 @@ VALUES: dict[str, Callable[[_Answered], str]] = {
     "duration": lambda a: f"{a.duration:.9f}s",
     "rcode": lambda a: m.rcode_name(a.reply.rcode),
     "rsize": _size,
-    ">rflags": lambda a: _flags(a.reply),
+    ">rflags": lambda a: _flags(a.query, a.reply),
     ">bufsize": lambda a: str(a.query.size),
     ">do": lambda a: str(a.query.do).lower(),
     ">id": lambda a: str(a.query.ident),

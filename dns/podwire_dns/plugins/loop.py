@@ -1,5 +1,5 @@
-"""The loop plugin: asks itself for a random name once; seeing that question again and again means that an upstream leads back here,
-and the server halts. Source: https://coredns.io/plugins/loop/."""
+"""The loop plugin: asks itself for a random name once; seeing that question again and again means that an upstream leads back
+here, and the server halts. Source: https://coredns.io/plugins/loop/."""
 
 from __future__ import annotations
 

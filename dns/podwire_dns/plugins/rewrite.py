@@ -1,17 +1,19 @@
 """The rewrite plugin: questions are changed on their way in, and their answers on the way out, unseen by the client.
 
-    rewrite [continue|stop] name [exact|prefix|suffix|substring|regex] FROM TO [answer auto | answer name FROM TO | answer value FROM TO]…
+    rewrite [continue|stop] name [exact|prefix|suffix|substring|regex] FROM TO [answer auto|name FROM TO|value FROM TO]…
     rewrite [continue|stop] type|class FROM TO
     rewrite [continue|stop] ttl [exact|…] NAME TTL|LEAST-MOST
     rewrite [continue|stop] rcode [exact|…] NAME FROM TO
     rewrite [continue|stop] edns0 local set|append|replace CODE DATA | nsid set|… | subnet set|… IPV4-LENGTH IPV6-LENGTH
     rewrite [continue|stop] { name …; answer … }
 
-All lines of a server block are one list: the first rule that fits is applied, those behind it too if it says `continue`. Not there:
-`cname`, `revert`, metadata. Rules: rewriterules.py. Source: https://coredns.io/plugins/rewrite/.
+All lines of a server block are one list: the first rule that fits is applied, those behind it too if it says `continue`. Not
+there: `cname`, `revert`, metadata. Rules: rewriterules.py. Source: https://coredns.io/plugins/rewrite/.
 """
 
 from __future__ import annotations
+
+import functools
 
 from podwire_dns import message as m
 from podwire_dns.corefile import Directive
@@ -49,14 +51,12 @@ class Rewrite(Plugin):
                     break
         if not applied:
             return await self.next.serve(query)
-        if len(asked.name) > MAX_NAME or (
-            any(not 0 < len(label) < 64 for label in asked.name[:-1].split(".")) and asked.name != "."
-        ):
+        if not _is_name(asked.name):
             return Reply(m.SERVFAIL, authoritative=False, error=f"plugin/rewrite: invalid name {asked.name}")
         reply = await self.next.serve(asked)
         query.size = asked.size
         answer = reply.answer
-        for rule, change in reversed(applied):
+        for _, change in reversed(applied):
             if change is not None:
                 answer = [change(record) for record in answer]
         changed = reply.with_answer(answer)
@@ -72,5 +72,9 @@ def _block(directive: Directive) -> Rule:
     for option in others:
         if option.name != "answer" or not isinstance(rule, NameRule):
             raise directive.unknown(option)
-        rule.answer(list(option.args), lambda message, at=option: directive.error(message, at))
+        rule.answer(list(option.args), functools.partial(directive.error, option=option))
     return rule
+
+
+def _is_name(name: str) -> bool:
+    return name == "." or (len(name) <= MAX_NAME and all(0 < len(label) < 64 for label in name[:-1].split(".")))

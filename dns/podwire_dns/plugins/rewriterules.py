@@ -1,4 +1,5 @@
-"""The rules of the rewrite plugin, read from the Corefile: what each does to a question, and what it then does to the answer. Pure.
+"""The rules of the rewrite plugin, read from the Corefile: what each does to a question, and what it then does to the answer.
+Pure.
 
 Order to read: Rule, the name rules, the others, rule_of.
 """

@@ -1,8 +1,8 @@
 """One server that forward asks: its connections, and whether it is alive.
 
-Sockets are kept for `expire` seconds and used again, one question at a time each. A UDP answer with TC is asked for again over TCP.
-An exchange that fails starts health checks, which go on until one succeeds; more than `max_fails` of them in a row and the upstream
-counts as down. Order to read: Policy, Upstream.ask, _over_udp, _over_tcp, check.
+Sockets are kept for `expire` seconds and used again, one question at a time each. A UDP answer with TC is asked for again over
+TCP. An exchange that fails starts health checks, which go on until one succeeds; more than `max_fails` of them in a row and the
+upstream counts as down. Order to read: Policy, Upstream.ask, _over_udp, _over_tcp, check.
 """
 
 from __future__ import annotations
