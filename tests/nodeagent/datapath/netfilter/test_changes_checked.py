@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from podwire_core import netfilter as nf
-from podwire_core.netlink import ChainsUpdate, NetlinkError
+from podwire_core.netlink import ChainSplice, ChainsUpdate, NetlinkError, Splice
 from podwire_nodeagent.datapath.chooser import RandomChooser
 from podwire_nodeagent.datapath.netfilter import Netfilter, ruleset
 
@@ -47,10 +48,15 @@ def test_it_refuses_what_the_whole_check_refuses(updates):
             patch.setattr(ruleset, "check_changes", lambda *_: False)
             assert outcome(whole, chains, delete) == told
     assert short.dump() == whole.dump()
+    chains = short.ruleset.tables["nat", 4].values()
+    jumps = Counter(
+        rule.argument.name for chain in chains for rule in chain.body.rules if isinstance(rule.source.target, nf.Jump)
+    )
+    assert {chain.name: chain.uses for chain in chains if chain.uses} == jumps
 
 
-def test_one_service_more_is_not_looked_for_among_all(monkeypatch):
-    """As kube-proxy adds one: its chains, and its rule in the long chain."""
+def test_one_service_is_not_looked_for_among_all(monkeypatch):
+    """As kube-proxy adds and removes one: its chains, and its rule in the long chain."""
     netfilter = made()
     services = tuple(nf.Rule((), nf.Jump(f"SVC-{i}")) for i in range(50))
     chains = [nf.Chain(f"SVC-{i}", (nf.Rule((), DNAT),)) for i in range(50)]
@@ -59,3 +65,5 @@ def test_one_service_more_is_not_looked_for_among_all(monkeypatch):
     monkeypatch.setattr(ruleset, "check_graph", lambda *_: pytest.fail("the whole table was looked at"))
     one_more = nf.Chain("A", (*services, nf.Rule((), nf.Jump("SVC-50"))))
     netfilter.update(ChainsUpdate("nat", 4, (one_more, nf.Chain("SVC-50", (nf.Rule((), DNAT),)))))
+    splice = Splice(49, services[48], services[49:], ())
+    netfilter.update(ChainsUpdate("nat", 4, (), ("SVC-49",), (ChainSplice("A", 51, (splice,)),)))
