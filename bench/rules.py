@@ -46,6 +46,7 @@ from support.stack_node import StackNode
 
 from podwire_core import netlink
 from podwire_core.netlink import AddrAdd, AnyOp, LinkAdd, NeighAdd, RouteAdd
+from podwire_nodeagent.datapath import requests
 from podwire_nodeagent.datapath.chooser import RandomChooser
 from podwire_nodeagent.datapath.stack import Emit, Stack
 from podwire_nodeagent.proxy import modes
@@ -72,7 +73,6 @@ LINKS: list[AnyOp] = [
     LinkAdd("vethpod", "tap", mac="02:00:00:00:00:01", mtu=1450, master="cni0", hairpin=True),
 ]
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(netlink.Apply)
 
 # --- the cluster and its packets --------------------------------
 
@@ -120,7 +120,9 @@ def message(ops: list[AnyOp]) -> bytes:
 
 
 def received(data: bytes) -> tuple[AnyOp, ...]:
-    return _decoder.decode(data).ops
+    request = requests.decode(data)
+    assert isinstance(request, requests.Apply)
+    return request.ops
 
 
 def new_stack() -> Stack:

@@ -150,7 +150,7 @@ def _check_protocol(target: nf.AnyTarget, matches: Matches) -> None:
 def check_chain(table: str, chain: nf.Chain) -> None:
     builtin = chain.name in nf.BUILTIN_CHAINS[table]
     if not builtin:
-        if not chain.name or len(chain.name) > MAX_CHAIN_NAME or chain.name[0] in "-!" or any(c.isspace() for c in chain.name):
+        if not chain.name or len(chain.name) > MAX_CHAIN_NAME or chain.name[0] in "-!" or chain.name.split() != [chain.name]:
             raise invalid(f"{table}: invalid chain name {chain.name!r} (1 to {MAX_CHAIN_NAME} characters)")
         if chain.policy:
             raise invalid(f"{table}: chain {chain.name} is not built in and has no policy")
