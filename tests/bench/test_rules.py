@@ -95,6 +95,6 @@ def test_every_mode_is_measured(rules, mode: str) -> None:
     assert left_out == ""
     assert set(found.podwire) == set(rules.UNITS) - {"memory"}
     assert all(value > 0 for values in found.podwire.values() for value in values)
-    in_turns = {"first-packet", "known", "add"}
+    in_turns = {"first-packet", "known", "add", "endpoint", "remove"}
     assert set(found.kernel) == (in_turns | {"load", "apply"} if mode in ("iptables", "nftables") else set())
     assert {len(found.podwire[metric]) for metric in in_turns} == {2}
