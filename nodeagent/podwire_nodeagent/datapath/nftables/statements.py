@@ -79,7 +79,7 @@ class Scope:
         common = self._common.setdefault
         statements = tuple(common(each, each) if isinstance(each, _COMMON) else each for each in source.statements)
         kept = nft.Rule(statements, source.comment, common(source.origin, source.origin))
-        return Rule(kept, chain, self.family, tuple(tests), operation, argument, tuple(refs))
+        return Rule(kept, chain.name, self.family, tuple(tests), operation, argument, tuple(refs))
 
     def element(self, source: nft.Element, where: Set) -> Element:
         operation, argument = ACCEPT_OP, None
@@ -90,7 +90,7 @@ class Scope:
         )
         if source.verdict is not None:
             operation, argument = self._verdict(source.verdict)
-        return Element(source, where, operation, argument)
+        return Element(source, where.source.name, operation, argument)
 
     # --- what ends a rule
 
@@ -134,7 +134,7 @@ class Scope:
         for number, each in enumerate(given.verdicts):
             operation, chain = self._verdict(each)
             refs += [chain] if chain is not None else []
-            choices.append(Element(nft.Element((str(number),), each), None, operation, chain))
+            choices.append(Element(nft.Element((str(number),), each), "", operation, chain))
         return _numgen(tuple(choices), self.context.chooser)
 
     def _set(self, name: str, fields: tuple[str, ...], verdicts: bool, refs: list[Chain | Set]) -> Set:
