@@ -67,35 +67,29 @@ def invalid(message: str) -> NetlinkError:
 
 
 class Conditions:
-    """Compiles the conditions of one family's rules, while a transaction lasts. What looks at the packet alone is remembered
-    for longer (`_plain`)."""
+    """Compiles the conditions of one family's rules while a transaction lasts; equal ones once. What looks at the packet alone is
+    remembered for longer (`_plain`)."""
 
     def __init__(self, family: int, context: Context) -> None:
         self._family, self._context = family, context
-        self._lists: dict[Matches, tuple[Matches, tuple[Test, ...]]] = {}
-        self._each: dict[nf.AnyMatch, tuple[nf.AnyMatch, Test | None]] = {}
+        self._kept: dict[nf.AnyMatch, nf.AnyMatch] = {}
+        self._tests: dict[nf.AnyMatch, Test | None] = {}
 
     def compiled(self, matches: Matches) -> tuple[Matches, tuple[Test, ...]]:
-        """An equal list that others have too, and its conditions in the order in which they are tested. Raises NetlinkError."""
-        found = self._lists.get(matches)
-        if found is None:
-            _check_ports(matches)
-            shared = tuple(map(self._one, matches))
-            kept = tuple(match for match, _ in shared)
-            tests = [test for match, test in shared if test is not None and isinstance(match, _HEADER)]
-            tests += [test for match, test in shared if test is not None and not isinstance(match, _HEADER)]
-            found = self._lists[kept] = kept, tuple(tests)
-        return found
+        """An equal list to keep, and its conditions in the order in which they are tested. Raises NetlinkError."""
+        _check_ports(matches)
+        kept = tuple(self._kept.get(match) or self._add(match) for match in matches)
+        tested = [(match, test) for match in kept if (test := self._tests[match]) is not None]
+        first = [test for match, test in tested if isinstance(match, _HEADER)]
+        return kept, (*first, *(test for match, test in tested if not isinstance(match, _HEADER)))
 
-    def _one(self, match: nf.AnyMatch) -> tuple[nf.AnyMatch, Test | None]:
-        found = self._each.get(match)
-        if found is None:
-            if isinstance(match, _ASKING):
-                found = match, _asking(match, self._family, self._context)
-            else:
-                found = _plain(match, self._family)
-            self._each[match] = found
-        return found
+    def _add(self, match: nf.AnyMatch) -> nf.AnyMatch:
+        if isinstance(match, _ASKING):
+            test: Test | None = _asking(match, self._family, self._context)
+        else:
+            match, test = _plain(match, self._family)
+        self._kept[match], self._tests[match] = match, test
+        return match
 
 
 def _check_ports(matches: Matches) -> None:

@@ -48,33 +48,36 @@ _REJECTS: Final = {
 
 
 class Compiler:
-    """Compiles the rules of one table while a transaction lasts. `chains`: what jumps may lead to. Equal conditions, targets and
-    origins are kept once."""
+    """Compiles the rules of one table while a transaction lasts. `chains`: what jumps may lead to. What is equal in rules is
+    compiled once and kept once: it is taken from the first rule that had it."""
 
     def __init__(self, table: str, family: int, chains: Mapping[str, CompiledChain], context: Context) -> None:
         self._table, self._family, self._chains = table, family, chains
         self._conditions = Conditions(family, context)
-        self._targets: dict[nf.AnyTarget, tuple[nf.AnyTarget, int, Any]] = {}
+        self._by_matches: dict[Matches, CompiledRule] = {}
+        self._by_target: dict[nf.AnyTarget, CompiledRule] = {}
         self._origins: dict[str, str] = {}
 
     def rule(self, rule: nf.Rule, chain: str) -> CompiledRule:
         """Raises NetlinkError with the rule's text."""
+        alike, aimed = self._by_matches.get(rule.matches), self._by_target.get(rule.target)
         try:
-            matches, tests = self._conditions.compiled(rule.matches)
-            target, operation, argument = self._targets.get(rule.target) or self._target(rule.target)
+            matches, tests = (alike.source.matches, alike.tests) if alike else self._conditions.compiled(rule.matches)
+            if aimed:
+                target, operation, argument = aimed.source.target, aimed.operation, aimed.argument
+            else:
+                target, operation, argument = _target(rule.target, self._table, self._family, self._chains)
             if operation in _CHOOSY:
                 _check_protocol(target, matches)
         except NetlinkError as error:
             raise NetlinkError(error.errno_name, f"{self._table}: {rule_line(chain, rule)}: {error.message}") from None
         source = nf.Rule(matches, target, self._origins.setdefault(rule.origin, rule.origin))
-        return CompiledRule(source, chain, tests, operation, argument)
-
-    def _target(self, target: nf.AnyTarget) -> tuple[nf.AnyTarget, int, Any]:
-        operation, argument = _target(target, self._table, self._family, self._chains)
-        if isinstance(target, nf.Jump):
-            target = nf.Jump(argument.name, target.goto)
-        found = self._targets[target] = target, operation, argument
-        return found
+        made = CompiledRule(source, chain, tests, operation, argument)
+        if alike is None:
+            self._by_matches[matches] = made
+        if aimed is None:
+            self._by_target[target] = made
+        return made
 
 
 def policy_rule(chain: str, policy: str) -> Policy:
@@ -82,15 +85,25 @@ def policy_rule(chain: str, policy: str) -> Policy:
     return Policy(nf.Rule((), nf.Verdict(policy)), chain, (), _VERDICTS[policy], None)
 
 
-def _target(target: nf.AnyTarget, table: str, family: int, chains: Mapping[str, CompiledChain]) -> tuple[int, Any]:
+def _target(target: nf.AnyTarget, table: str, family: int, chains: Mapping[str, CompiledChain]) -> tuple[nf.AnyTarget, int, Any]:
+    """The target to keep, and a rule's operation with its argument."""
+    if isinstance(target, nf.Jump):
+        operation, argument = _jump(target, table, chains)
+        return nf.Jump(argument.name, target.goto), operation, argument
+    return target, *_final(target, table, family)
+
+
+def _jump(target: nf.Jump, table: str, chains: Mapping[str, CompiledChain]) -> tuple[int, CompiledChain]:
+    if target.chain in nf.BUILTIN_CHAINS[table]:
+        raise invalid(f"jump to the built-in chain {target.chain}")
+    if target.chain not in chains:
+        raise NetlinkError("ENOENT", f"no chain {target.chain}")
+    return (GOTO if target.goto else JUMP), chains[target.chain]
+
+
+def _final(target: nf.AnyTarget, table: str, family: int) -> tuple[int, Any]:
     if isinstance(target, nf.Verdict):
         return _verdict(target, table), None
-    if isinstance(target, nf.Jump):
-        if target.chain in nf.BUILTIN_CHAINS[table]:
-            raise invalid(f"jump to the built-in chain {target.chain}")
-        if target.chain not in chains:
-            raise NetlinkError("ENOENT", f"no chain {target.chain}")
-        return (GOTO if target.goto else JUMP), chains[target.chain]
     if isinstance(target, nf.SetMark):
         if not (0 <= target.value <= 0xFFFFFFFF and 0 <= target.mask <= 0xFFFFFFFF):
             raise invalid(f"invalid mark {target.value:#x}/{target.mask:#x}")
@@ -103,6 +116,7 @@ def _target(target: nf.AnyTarget, table: str, family: int, chains: Mapping[str, 
         raise invalid(f"{type(target).__name__.upper()} is for table nat only")
     if isinstance(target, nf.Masquerade):
         return MASQUERADE_OP, target.random_fully
+    assert isinstance(target, nf.Dnat | nf.Snat)
     return (DNAT_OP if isinstance(target, nf.Dnat) else SNAT_OP), _nat_address(target, family)
 
 
