@@ -5,7 +5,7 @@ same among ten and among ten thousand.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from podwire_core import netfilter as nf
@@ -19,7 +19,7 @@ _NAT_HOOKS: Final = {
     nf.Snat: ("INPUT", "POSTROUTING"),
     nf.Masquerade: ("POSTROUTING",),
 }
-Fresh = Mapping[str, Iterable[CompiledRule]]
+Turnover = tuple[Sequence[CompiledRule], Sequence[CompiledRule]]  # of a chain: the rules that came, and those that went
 
 
 def check_graph(table: str, bodies: Mapping[str, Body]) -> None:
@@ -30,15 +30,18 @@ def check_graph(table: str, bodies: Mapping[str, Body]) -> None:
         _check_hooks(bodies, jumps)
 
 
-def check_changes(table: str, body: Callable[[str], Body], fresh: Fresh) -> bool:
-    """`check_graph` for a graph that was in order before these chains got these rules (and lost any): looks only at what the
-    change made reachable. True: in order. False: not certain, look at everything."""
-    below = _reach({name for rules in fresh.values() for name in _targets(rules)}, body)
+def check_changes(table: str, body: Callable[[str], Body], turnover: Mapping[str, Turnover]) -> bool:
+    """`check_graph` for a graph that was in order before these rules came and went: looks only at what the change made reachable.
+    True: in order. False: not certain, look at everything."""
+    anew: set[str] = set()
+    for came, went in turnover.values():
+        anew.update(set(_targets(came)).difference(_targets(went)))
+    below = _reach(anew, body)
     if below is None:
         return False
     # A loop that is new takes a new jump and comes back to it, so all of it is below new jumps.
     _check_loops(table, {name: [each for each in _jumps(body(name)) if each in below] for name in below})
-    return table != "nat" or _hooks_fit(body, below, fresh)
+    return table != "nat" or _hooks_fit(body, below, {name: came for name, (came, _) in turnover.items()})
 
 
 def _reach(roots: Iterable[str], body: Callable[[str], Body]) -> set[str] | None:
@@ -55,10 +58,10 @@ def _reach(roots: Iterable[str], body: Callable[[str], Body]) -> set[str] | None
     return seen
 
 
-def _hooks_fit(body: Callable[[str], Body], below: Iterable[str], fresh: Fresh) -> bool:
+def _hooks_fit(body: Callable[[str], Body], below: Iterable[str], came: Mapping[str, Sequence[CompiledRule]]) -> bool:
     """Whether no hook leads to a NAT target that it may not have: those in chains that are reached anew, and new rules."""
     unfit: dict[str, set[str]] = {}
-    for name, rules in [*((name, body(name).rules) for name in below), *fresh.items()]:
+    for name, rules in [*((name, body(name).rules) for name in below), *came.items()]:
         for rule in rules:
             if rule.operation >= DNAT_OP:
                 for hook in set(nf.BUILTIN_CHAINS["nat"]).difference(_NAT_HOOKS[type(rule.source.target)]):

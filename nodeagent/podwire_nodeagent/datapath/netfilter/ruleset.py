@@ -19,7 +19,7 @@ from typing import Final
 from podwire_core import netfilter as nf
 from podwire_core.netlink import ChainSplice, ChainsUpdate, NetlinkError, RuleCounters, TableDump
 from podwire_nodeagent.datapath.netfilter.chains import GOTO, JUMP, Body, CompiledChain, CompiledRule, Cut
-from podwire_nodeagent.datapath.netfilter.graph import check_changes, check_graph
+from podwire_nodeagent.datapath.netfilter.graph import Turnover, check_changes, check_graph
 from podwire_nodeagent.datapath.netfilter.matches import Context
 from podwire_nodeagent.datapath.netfilter.targets import Compiler, check_chain, check_interfaces, policy_rule
 
@@ -98,12 +98,12 @@ class Transaction:
         chains = self._tables[key] = dict(self._tables[key])
         remade = {chain.name for chain in change.chains}
         gone = [self._delete(key, name) for name in change.delete if name not in remade]
-        fresh = self._put(key, change.chains) | self._splice(key, change.splices, remade)
+        turnover = self._put(key, change.chains) | self._splice(key, change.splices, remade)
         for chain in gone:
             if chain.uses + self._uses[chain]:
                 users = [name for name, cell in chains.items() if any(r.argument is chain for r in self._body(cell).rules)]
                 raise NetlinkError("EBUSY", f"{change.table}: chain {chain.name} is still used in {', '.join(users)}")
-        if not check_changes(change.table, lambda name: self._body(chains[name]), fresh):
+        if not check_changes(change.table, lambda name: self._body(chains[name]), turnover):
             self._check(key)
 
     def commit(self) -> None:
@@ -137,8 +137,8 @@ class Transaction:
         self._count(self._body(chain).rules, -1)
         return chain
 
-    def _put(self, key: TableKey, given: Sequence[nf.Chain]) -> dict[str, Rules]:
-        """State these chains; the rules that are new in each."""
+    def _put(self, key: TableKey, given: Sequence[nf.Chain]) -> dict[str, Turnover]:
+        """State these chains; which rules came and went in each."""
         (table, family), chains = key, self._tables[key]
         compiler = Compiler(table, family, chains, self._ruleset.context)
         seen: set[str] = set()
@@ -149,48 +149,51 @@ class Transaction:
             check_chain(table, chain)
             if chain.name not in chains:
                 chains[chain.name] = CompiledChain(chain.name, EMPTY)
-        fresh: dict[str, Rules] = {}
+        turnover: dict[str, Turnover] = {}
         for chain in given:
             cell = chains[chain.name]
             old = self._body(cell)
-            rules, fresh[cell.name] = self._compiled(compiler, cell.name, chain.rules, old.rules)
+            rules, came, went = self._compiled(compiler, cell.name, chain.rules, old.rules)
+            turnover[cell.name] = came, went
             policy = old.policy
             if chain.name in nf.BUILTIN_CHAINS[table]:
                 wanted = chain.policy or (policy.name if policy else "ACCEPT")
                 if policy is None or policy.name != wanted:
                     policy = policy_rule(cell.name, wanted)
             self._bodies[cell] = Body.of(rules, policy)
-        return fresh
+        return turnover
 
-    def _splice(self, key: TableKey, given: Sequence[ChainSplice], stated: set[str]) -> dict[str, Rules]:
+    def _splice(self, key: TableKey, given: Sequence[ChainSplice], stated: set[str]) -> dict[str, Turnover]:
         """The same for chains that change in places."""
         (table, family), chains = key, self._tables[key]
         compiler = Compiler(table, family, chains, self._ruleset.context)
-        fresh: dict[str, Rules] = {}
+        turnover: dict[str, Turnover] = {}
         for each in given:
             cell = chains.get(each.chain)
             if cell is None:
                 raise NetlinkError("ENOENT", f"{table}: no chain {each.chain} to splice")
-            if each.chain in stated or each.chain in fresh:
+            if each.chain in stated or each.chain in turnover:
                 raise NetlinkError("EEXIST", f"{table}: chain {each.chain} is given twice")
             body = self._body(cell)
             _check_fit(table, each, body.rules)
             cuts: list[Cut] = []
-            new: list[CompiledRule] = []
+            came: list[CompiledRule] = []
+            went: list[CompiledRule] = []
             for splice in each.splices:
                 if each.chain in nf.BUILTIN_CHAINS[table]:
                     check_interfaces(table, each.chain, splice.new)
                 old = body.rules[splice.at : splice.at + len(splice.old)]
-                rules, more = self._compiled(compiler, cell.name, splice.new, old)
+                rules, more, less = self._compiled(compiler, cell.name, splice.new, old)
                 cuts.append((splice.at, len(old), rules))
-                new += more
-            fresh[cell.name] = new
+                came += more
+                went += less
+            turnover[cell.name] = came, went
             self._bodies[cell] = body.spliced(cuts)
-        return fresh
+        return turnover
 
-    def _compiled(self, compiler: Compiler, chain: str, rules: Sequence[nf.Rule], before: Rules) -> tuple[Rules, Rules]:
-        """A chain's rules compiled, and those that are new. Rules that were there are taken over (with their counters): in
-        place, or anywhere."""
+    def _compiled(self, compiler: Compiler, chain: str, rules: Sequence[nf.Rule], before: Rules) -> tuple[Rules, Rules, Rules]:
+        """A chain's rules compiled, those that came and those that went. Rules that were there are taken over (with their
+        counters): in place, or anywhere."""
         shared = 0
         for new, kept in zip(rules, before, strict=False):
             if new != kept.source:
@@ -201,18 +204,19 @@ class Transaction:
             tail += 1
         middle = before[shared : len(before) - tail]
         known = {rule.source: rule for rule in middle}
-        compiled, fresh = list(before[:shared]), []
+        compiled, came = list(before[:shared]), []
         for rule in rules[shared : len(rules) - tail]:
             there = known.pop(rule, None)
             if there is None:
                 there = compiler.rule(rule, chain)
-                fresh.append(there)
+                came.append(there)
             compiled.append(there)
         stayed = {id(rule) for rule in compiled[shared:]} if middle else ()
-        self._count([rule for rule in middle if id(rule) not in stayed], -1)
-        self._count(fresh, +1)
+        went = [rule for rule in middle if id(rule) not in stayed]
+        self._count(went, -1)
+        self._count(came, +1)
         compiled.extend(before[len(before) - tail :])
-        return compiled, fresh
+        return compiled, came, went
 
     def _count(self, rules: Rules, step: int) -> None:
         """These rules came or went."""
