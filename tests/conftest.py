@@ -10,9 +10,14 @@ import os
 from functools import cache
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from podwire import preflight
 from podwire.paths import ClusterError
+
+# On a busy machine the first draw of a test alone may take a second; no test here is about time.
+settings.register_profile("podwire", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("podwire")
 
 REQUIRED = bool(os.environ.get("CI") or os.environ.get("PODWIRE_REQUIRE_ROOT"))
 

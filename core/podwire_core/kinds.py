@@ -62,7 +62,7 @@ _TABLE = {
         """,
     "batch/v1": """
         Job jobs
-        CronJob cronjobs cj -
+        CronJob cronjobs cj
         """,
     "coordination.k8s.io/v1": "Lease leases",
     "networking.k8s.io/v1": """

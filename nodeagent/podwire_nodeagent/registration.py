@@ -57,7 +57,9 @@ def micro_now() -> str:
 
 def node_object(identity: NodeIdentity) -> Json:
     """The Node that a new node registers; the podCIDR is the API server's to give."""
-    labels = {"kubernetes.io/hostname": identity.name, "kubernetes.io/os": "linux", "kubernetes.io/arch": _architecture()}
+    labels = {"kubernetes.io/hostname": identity.name}
+    for prefix in ("", "beta."):  # a kubelet still sets the names of before 1.14, and manifests still select by them
+        labels |= {f"{prefix}kubernetes.io/os": "linux", f"{prefix}kubernetes.io/arch": _architecture()}
     return {
         "apiVersion": "v1",
         "kind": "Node",

@@ -297,8 +297,18 @@ def _workload(lines: Lines, obj: Json, session: Session | None) -> None:
     strategy = spec.get("strategy") or spec.get("updateStrategy")
     if strategy:
         lines.pair("StrategyType", strategy.get("type", ""))
-    template = spec.get("template", {})
-    below = lines.under("Pod Template")
+    _template(lines.under("Pod Template"), spec.get("template", {}))
+    _conditions(lines, status)
+
+
+def template_text(template: Json) -> str:
+    """A pod template alone, as `rollout history --revision` shows it."""
+    lines = Lines()
+    _template(lines.under("Pod Template"), template)
+    return lines.text()
+
+
+def _template(below: Lines, template: Json) -> None:
     below.several("Labels", _pairs(template.get("metadata", {}).get("labels"), "="))
     containers = below.under("Containers")
     for container in template.get("spec", {}).get("containers") or []:
@@ -307,7 +317,6 @@ def _workload(lines: Lines, obj: Json, session: Session | None) -> None:
         ports = [f"{port.get('containerPort')}/{port.get('protocol', 'TCP')}" for port in container.get("ports") or []]
         one.pair("Ports", ", ".join(ports) or f.NONE)
         one.several("Environment", [_env(each) for each in container.get("env") or []])
-    _conditions(lines, status)
 
 
 def _any(lines: Lines, obj: Json, session: Session | None) -> None:

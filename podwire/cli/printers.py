@@ -59,6 +59,10 @@ def _containers(obj: Json) -> list[Json]:
     return list(_spec(obj).get("template", {}).get("spec", {}).get("containers") or [])
 
 
+def _job_containers(obj: Json) -> list[Json]:
+    return _containers({"spec": _spec(obj).get("jobTemplate", {}).get("spec", {})})
+
+
 WORKLOAD_WIDE = [
     Column("CONTAINERS", lambda o, now: ",".join(c.get("name", "") for c in _containers(o)), True),
     Column("IMAGES", lambda o, now: ",".join(c.get("image", "") for c in _containers(o)), True),
@@ -188,8 +192,19 @@ COLUMNS: dict[str, Sequence[Column]] = {
     "CronJob": [
         NAME,
         _field("SCHEDULE", "spec", "schedule"),
+        _field("TIMEZONE", "spec", "timeZone"),
         _field("SUSPEND", "spec", "suspend", default="False"),
         Column("ACTIVE", lambda o, now: str(len(_status(o).get("active") or []))),
+        Column("LAST SCHEDULE", lambda o, now: f.age(_status(o).get("lastScheduleTime"), now).replace("<unknown>", f.NONE)),
+        AGE,
+        Column("CONTAINERS", lambda o, now: ",".join(c.get("name", "") for c in _job_containers(o)), True),
+        Column("IMAGES", lambda o, now: ",".join(c.get("image", "") for c in _job_containers(o)), True),
+    ],
+    "PodDisruptionBudget": [
+        NAME,
+        _field("MIN AVAILABLE", "spec", "minAvailable", default="N/A"),
+        _field("MAX UNAVAILABLE", "spec", "maxUnavailable", default="N/A"),
+        _field("ALLOWED DISRUPTIONS", "status", "disruptionsAllowed", default="0"),
         AGE,
     ],
     "ConfigMap": [NAME, Column("DATA", _size), AGE],

@@ -158,7 +158,7 @@ FIELDS = [
     ("Job", f"spec: {{template: {{spec: {{{C}}}}}}}",
      '$.spec.template.spec.restartPolicy: "Always": here it is OnFailure or Never'),
     ("CronJob", f"spec: {{schedule: often, jobTemplate: {{spec: {{template: {{spec: {{{C}, restartPolicy: Never}}}}}}}}}}",
-     '$.spec.schedule: "often" is not a cron schedule of five fields'),
+     '$.spec.schedule: \'often\' has 1 fields, a schedule has five: minute, hour, day of month, month, day of week'),
     ("ReplicationController", f"spec: {{selector: {{a: c}}, {TEMPLATE}}}",
      '$.spec.template.metadata.labels: "a=b" is not what $.spec.selector selects'),
     ("NetworkPolicy", "spec: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0}}]}]}",

@@ -80,6 +80,7 @@ def test_a_new_node():
     node = run(registration.register, api, ME)
     assert node == api.objects["Node", "node1"]
     assert node["metadata"]["labels"]["kubernetes.io/hostname"] == "node1"
+    assert node["metadata"]["labels"]["beta.kubernetes.io/os"] == "linux", "manifests of before 1.14 select by it"
     assert node["metadata"]["annotations"] == ME.annotations
     assert node["status"]["addresses"] == [
         {"type": "InternalIP", "address": "192.168.1.11"},

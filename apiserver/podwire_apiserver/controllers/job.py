@@ -1,4 +1,4 @@
-"""Job: pods that run to completion, and CronJob's absence: schedules are not acted on.
+"""Job: pods that run to completion.
 
 Rules it keeps (pkg/controller/job): `parallelism` pods at a time until `completions` have succeeded (without completions:
 until one has, and the others end); after a failure the next pod waits 10 s, 20 s, … up to 6 min; more than backoffLimit
@@ -59,7 +59,7 @@ class JobController:
         run = Run(view, job, now)
         verdict = run.verdict()
         steps = run.stop() if verdict else run.steps()
-        return [*steps, *status_update(job, run.status(verdict)), *run.alarms()]
+        return [*steps, *status_update(job, run.status(verdict)), *run.verdict_event(verdict), *run.alarms()]
 
     def _expire(self, job: Json, end: Json, now: float) -> list[AnyAction]:
         after = job["spec"].get("ttlSecondsAfterFinished")
@@ -101,6 +101,14 @@ class Run:
         all_done = bool(self.succeeded) and not self.live
         done = all_done if self.completions is None else self._done() >= self.completions
         return ("Complete", "CompletionsReached", "Reached expected number of succeeded pods") if done else None
+
+    def verdict_event(self, verdict: tuple[str, str, str] | None) -> list[AnyAction]:
+        if verdict is None:
+            return []
+        condition, reason, message = verdict
+        if condition == "Complete":
+            return [event(self.job, "Normal", "Completed", "Job completed", NAME)]
+        return [event(self.job, "Warning", reason, message, NAME)]
 
     def _done(self) -> int:
         return len({index_of(pod) for pod in self.succeeded}) if self.indexed else len(self.succeeded)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from podwire_core.constants import LOAD_BALANCER_POOL, POD_CIDR
 
 from .crd import CrdController
+from .cronjob import CronJobController
 from .daemonset import DaemonSetController
 from .deployment import DeploymentController
+from .disruption import DisruptionController
 from .endpointslice import EndpointSliceController
 from .engine import Controller
 from .garbage import GarbageCollector
@@ -44,6 +46,8 @@ def all_controllers(
 ) -> list[Controller]:
     return [
         *workload_controllers(cluster_cidr, node_mask, node_mask6),
+        CronJobController(),
+        DisruptionController(),
         LoadBalancerController(pool),
         NodeLifecycleController(),
         TaintEvictionController(),

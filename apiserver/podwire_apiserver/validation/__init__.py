@@ -36,6 +36,7 @@ _CHECKS: dict[tuple[str, str], Callable[[Problems, Json], None]] = {
     ("apps", "DaemonSet"): workload.check_daemon_set,
     ("batch", "Job"): workload.check_job,
     ("batch", "CronJob"): workload.check_cron_job,
+    ("policy", "PodDisruptionBudget"): workload.check_disruption_budget,
     ("discovery.k8s.io", "EndpointSlice"): network.check_endpoint_slice,
     ("networking.k8s.io", "NetworkPolicy"): network.check_network_policy,
     ("networking.k8s.io", "ServiceCIDR"): network.check_service_cidr,

@@ -154,6 +154,18 @@ class CronJob(Kube):
     spec: CronJobSpec
 
 
+class DisruptionBudgetSpec(Kube):
+    min_available: IntOrString | None = None
+    max_unavailable: IntOrString | None = None
+    selector: LabelSelector | None = None
+    unhealthy_pod_eviction_policy: str | None = None
+
+
+class DisruptionBudget(Kube):
+    metadata: ObjectMeta
+    spec: DisruptionBudgetSpec = field(default_factory=DisruptionBudgetSpec)
+
+
 class DefinedNames(Kube):
     kind: str
     plural: str
@@ -229,6 +241,7 @@ _SHAPES: dict[tuple[str, str], type[Kube]] = {
     ("apps", "DaemonSet"): Apps,
     ("batch", "Job"): Job,
     ("batch", "CronJob"): CronJob,
+    ("policy", "PodDisruptionBudget"): DisruptionBudget,
     ("discovery.k8s.io", "EndpointSlice"): EndpointSlice,
     ("networking.k8s.io", "NetworkPolicy"): NetworkPolicy,
     ("networking.k8s.io", "ServiceCIDR"): ServiceCIDR,

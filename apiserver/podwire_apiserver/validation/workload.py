@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from podwire_apiserver import cron
 from podwire_apiserver.validation.pod import check_pod_spec
 from podwire_apiserver.validation.syntax import Problems, check_label_selector, check_labels, number_or_percent, quoted
 from podwire_core import selectors
 from podwire_core.objects import Json
+
+EVICTION = ("AlwaysAllow", "IfHealthyBudget")
+CRON_JOB_NAME = 52  # characters: its Jobs' names are longer by 11, and theirs end up in labels
 
 
 def _check_template(found: Problems, path: str, template: Json, restart: tuple[str, ...]) -> None:
@@ -122,8 +126,31 @@ def check_job(found: Problems, obj: Json) -> None:
 
 def check_cron_job(found: Problems, obj: Json) -> None:
     spec = obj["spec"]
-    fields = spec["schedule"].split()
-    if len(fields) != 5 and not spec["schedule"].startswith("@"):
-        found.add("$.spec.schedule", f"{quoted(spec['schedule'])} is not a cron schedule of five fields")
+    if len(obj["metadata"].get("name") or "") > CRON_JOB_NAME:
+        found.add("$.metadata.name", f"must be no more than {CRON_JOB_NAME} characters")
+    zone = spec.get("timeZone") or ""
+    try:
+        if zone:
+            cron.zone_of(zone)
+    except ValueError as error:
+        found.add("$.spec.timeZone", str(error))
+        zone = ""
+    try:
+        cron.parse(spec["schedule"], zone)
+    except ValueError as error:
+        found.add("$.spec.schedule", str(error))
+    for field in ("startingDeadlineSeconds", "successfulJobsHistoryLimit", "failedJobsHistoryLimit"):
+        found.at_least(f"$.spec.{field}", spec.get(field), 0)
     found.one_of("$.spec.concurrencyPolicy", spec["concurrencyPolicy"], ("Allow", "Forbid", "Replace"))
     _check_job_spec(found, "$.spec.jobTemplate.spec", spec["jobTemplate"]["spec"])
+
+
+def check_disruption_budget(found: Problems, obj: Json) -> None:
+    spec = obj.get("spec") or {}
+    check_label_selector(found, "$.spec.selector", spec.get("selector"))
+    given = [field for field in ("minAvailable", "maxUnavailable") if spec.get(field) is not None]
+    if len(given) > 1:
+        found.add("$.spec", "minAvailable and maxUnavailable can't both be given")
+    for field in given:
+        found.check(f"$.spec.{field}", spec[field], number_or_percent)
+    found.one_of("$.spec.unhealthyPodEvictionPolicy", spec.get("unhealthyPodEvictionPolicy") or "AlwaysAllow", EVICTION)

@@ -42,7 +42,12 @@ class Cluster(Memory):
         versions = {"Deployment": "apps/v1", "ReplicaSet": "apps/v1", "StatefulSet": "apps/v1", "DaemonSet": "apps/v1"}
         meta = {"name": name, "labels": labels or {}} | ({"namespace": namespace} if namespace else {})
         meta |= {"annotations": annotations} if annotations else {}
-        versions |= {"Job": "batch/v1", "EndpointSlice": "discovery.k8s.io/v1"}
+        versions |= {
+            "Job": "batch/v1",
+            "CronJob": "batch/v1",
+            "PodDisruptionBudget": "policy/v1",
+            "EndpointSlice": "discovery.k8s.io/v1",
+        }
         return self.create({"apiVersion": versions.get(kind, "v1"), "kind": kind, "metadata": meta, **fields}, self.now)
 
     def change(self, kind: str, key: str, **spec) -> None:
