@@ -23,16 +23,15 @@ class Counter:
         self._counter = PrometheusCounter(name, text, labels, registry=registry)
         self._children: dict[tuple[str, ...], PrometheusCounter] = {}
 
-    def inc(self, *values: str) -> None:
+    def child(self, *values: str) -> PrometheusCounter:
+        """What counts under these label values, to be kept by who counts for every question."""
         child = self._children.get(values)
         if child is None:
             child = self._children[values] = self._counter.labels(*values) if values else self._counter
-        child.inc()
+        return child
 
-    def value(self, *values: str) -> float:
-        """What has been counted; for tests and for whoever asks."""
-        child = self._children.get(values)
-        return float(child._value.get()) if child is not None else 0.0
+    def inc(self, *values: str) -> None:
+        self.child(*values).inc()
 
 
 class Gauge:
@@ -57,11 +56,15 @@ class Histogram:
         self._histogram = PrometheusHistogram(name, text, labels, buckets=buckets, registry=registry)
         self._children: dict[tuple[str, ...], PrometheusHistogram] = {}
 
-    def observe(self, value: float, *values: str) -> None:
+    def child(self, *values: str) -> PrometheusHistogram:
+        """What observes under these label values."""
         child = self._children.get(values)
         if child is None:
             child = self._children[values] = self._histogram.labels(*values) if values else self._histogram
-        child.observe(value)
+        return child
+
+    def observe(self, value: float, *values: str) -> None:
+        self.child(*values).observe(value)
 
 
 class Metrics:

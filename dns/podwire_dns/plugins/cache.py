@@ -107,12 +107,14 @@ class Cache(Plugin):
             self._take(directive, option)
         self._counters = Counters(context.metrics)
         self._labels = (context.server, ",".join(f"{zone}." for zone in self._zones), "")
+        self._requests = self._counters.requests.child(*self._labels)
+        self._hits = {kind: self._counters.hits.child(context.server, kind, *self._labels[1:]) for kind in LONGEST_TTL}
 
     async def serve(self, query: Query) -> Reply:
         if longest_zone(query.lower, self._zones) is None or query.qtype in UNCACHED_TYPES or query.qclass != m.INTERNET:
             return await self.next.serve(query)
         key, now = (query.lower, query.qtype, query.do), self.context.clock()
-        self._counters.requests.inc(*self._labels)
+        self._requests.inc()
         found = self._find(key, now)
         if found is None:
             self._counters.misses.inc(*self._labels)
@@ -120,7 +122,7 @@ class Cache(Plugin):
         entry, store = found
         if entry.age(now) >= entry.ttl:
             return await self._serve_stale(query, key, entry, now)
-        self._counters.hits.inc(self._labels[0], store.kind, *self._labels[1:])
+        self._hits[store.kind].inc()
         self._maybe_prefetch(query, key, entry, now)
         return self._reply(query, entry, entry.ttl - int(entry.age(now)))
 

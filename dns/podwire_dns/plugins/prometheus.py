@@ -9,6 +9,8 @@ answer). Source: https://coredns.io/plugins/metrics/.
 from __future__ import annotations
 
 from dnslib import QTYPE
+from prometheus_client import Counter as PrometheusCounter
+from prometheus_client import Histogram as PrometheusHistogram
 
 from podwire_dns import message as m
 from podwire_dns.corefile import Directive
@@ -17,32 +19,13 @@ from podwire_dns.metrics import BYTES
 from podwire_dns.plugin import Context, longest_zone
 from podwire_dns.plugins.httpd import HttpEndpoint
 
-KNOWN_TYPES = frozenset(
-    [
-        "A",
-        "AAAA",
-        "ANY",
-        "AXFR",
-        "CNAME",
-        "DNSKEY",
-        "DS",
-        "HINFO",
-        "HTTPS",
-        "IXFR",
-        "MX",
-        "NAPTR",
-        "NS",
-        "NSEC",
-        "NSEC3",
-        "PTR",
-        "RRSIG",
-        "SOA",
-        "SRV",
-        "SVCB",
-        "TLSA",
-        "TXT",
-    ]
+_NAMES = (
+    *("A", "AAAA", "ANY", "AXFR", "CNAME", "DNSKEY", "DS", "HINFO", "HTTPS", "IXFR", "MX", "NAPTR"),
+    *("NS", "NSEC", "NSEC3", "PTR", "RRSIG", "SOA", "SRV", "TLSA", "TXT"),
 )
+KNOWN_TYPES: dict[int, str] = {QTYPE.reverse[name]: name for name in _NAMES}  # the rest counts as "other"
+Asked = tuple[str, int, bool, bool, bool]  # zone, type, TCP, from IPv6, DO
+Children = tuple[list[PrometheusCounter], PrometheusHistogram, PrometheusHistogram]
 
 
 class Prometheus(HttpEndpoint):
@@ -51,6 +34,7 @@ class Prometheus(HttpEndpoint):
     def __init__(self, directive: Directive, zones: tuple[str, ...], context: Context) -> None:
         super().__init__(directive, zones, context)
         self._zones = zones
+        self._children: dict[tuple[Asked, int], Children] = {}
         metrics, labels = context.metrics, ("server", "zone", "view")
         self._requests = metrics.counter(
             "coredns_dns_requests",
@@ -89,18 +73,34 @@ class Prometheus(HttpEndpoint):
 
     async def serve(self, query: Query) -> Reply:
         started = self.context.clock()
-        qtype, lower, do, proto = query.qtype, query.lower, query.do, "tcp" if query.tcp else "udp"
+        zone = longest_zone(query.lower, self._zones) or ""
+        qtype = query.qtype if query.qtype in KNOWN_TYPES else 0
+        asked = (zone, qtype, query.tcp, ":" in query.client, query.do)  # plugins behind may change the query
         reply = await self.next.serve(query)
-        labels = (self.context.server, f"{longest_zone(lower, self._zones) or ''}.", "")
-        kind = str(QTYPE.get(qtype))
-        family = "2" if ":" in query.client else "1"
-        self._requests.inc(*labels, proto, family, kind if kind in KNOWN_TYPES else "other")
-        if do:
-            self._do.inc(*labels)
-        self._responses.inc(*labels, m.rcode_name(reply.rcode))
-        self._duration.observe(self.context.clock() - started, *labels)
-        self._size.observe(query.length, *labels, proto)
+        self._counted(asked, reply.rcode, self.context.clock() - started, query.length)
         return reply
+
+    def _counted(self, asked: Asked, rcode: int, seconds: float, length: int) -> None:
+        found = self._children.get((asked, rcode))
+        if found is None:
+            found = self._children[asked, rcode] = self._find(asked, rcode)
+        counters, duration, size = found
+        for counter in counters:
+            counter.inc()
+        duration.observe(seconds)
+        size.observe(length)
+
+    def _find(self, asked: Asked, rcode: int) -> Children:
+        """Finding the children by their labels takes longer than counting."""
+        zone, qtype, tcp, ipv6, do = asked
+        labels, proto = (self.context.server, f"{zone}.", ""), "tcp" if tcp else "udp"
+        kind = KNOWN_TYPES.get(qtype, "other")
+        counters = [
+            self._requests.child(*labels, proto, "2" if ipv6 else "1", kind),
+            self._responses.child(*labels, m.rcode_name(rcode)),
+            *([self._do.child(*labels)] if do else []),
+        ]
+        return counters, self._duration.child(*labels), self._size.child(*labels, proto)
 
     def answer(self) -> tuple[int, bytes]:
         return 200, self.context.metrics.text()
