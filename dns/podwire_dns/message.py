@@ -7,10 +7,12 @@ Order to read: Query, Reply, soa, records, to_wire.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 import dnslib
-from dnslib import AAAA, CLASS, CNAME, NS, PTR, QTYPE, RCODE, RD, RR, SOA, SRV, TXT, A
+from dnslib import AAAA, CLASS, CNAME, NS, PTR, QTYPE, RCODE, RD, RR, SOA, SRV, TXT, A, DNSLabel
 from msgspec import Struct, field
 
 NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED = 0, 1, 2, 3, 4, 5
@@ -70,9 +72,19 @@ class Reply(Struct):
         return changed
 
 
+_ESCAPE = re.compile(rb"\\(25[0-5]|2[0-4]\d|[01]\d\d)")
+
+
+@lru_cache(maxsize=4096)  # the same few names over and over
+def label(name: str) -> DNSLabel:
+    """A name from its text, in which bytes that are no text are \\DDD. Raises dnslib's DNSLabelError if it is too long."""
+    labels = [each for each in name.encode("latin-1", "replace").split(b".") if each]
+    return DNSLabel([_ESCAPE.sub(lambda m: bytes((int(m[1]),)), each) for each in labels])
+
+
 def rr(name: str, kind: int, data: object, ttl: int) -> RR:
     """A resource record of class IN."""
-    return RR(name, kind, CLASS.IN, ttl, data)
+    return RR(label(name), kind, CLASS.IN, ttl, data)
 
 
 def address(name: str, ip: str, ttl: int) -> RR:
@@ -81,19 +93,19 @@ def address(name: str, ip: str, ttl: int) -> RR:
 
 
 def cname(name: str, target: str, ttl: int) -> RR:
-    return rr(name, QTYPE.CNAME, CNAME(target), ttl)
+    return rr(name, QTYPE.CNAME, CNAME(label(target)), ttl)
 
 
 def ptr(name: str, target: str, ttl: int) -> RR:
-    return rr(name, QTYPE.PTR, PTR(target), ttl)
+    return rr(name, QTYPE.PTR, PTR(label(target)), ttl)
 
 
 def ns(name: str, target: str, ttl: int) -> RR:
-    return rr(name, QTYPE.NS, NS(target), ttl)
+    return rr(name, QTYPE.NS, NS(label(target)), ttl)
 
 
 def txt(name: str, text: str, ttl: int, rclass: int = INTERNET) -> RR:
-    return RR(name, QTYPE.TXT, rclass, ttl, TXT(text.encode()))
+    return RR(label(name), QTYPE.TXT, rclass, ttl, TXT(text.encode()))
 
 
 def hinfo(name: str, cpu: str, os: str, ttl: int) -> RR:
@@ -103,7 +115,7 @@ def hinfo(name: str, cpu: str, os: str, ttl: int) -> RR:
 
 
 def srv(name: str, weight: int, port: int, target: str, ttl: int) -> RR:
-    return rr(name, QTYPE.SRV, SRV(0, weight, port, target), ttl)
+    return rr(name, QTYPE.SRV, SRV(0, weight, port, label(target)), ttl)
 
 
 def soa(zone: str, serial: int, ttl: int) -> RR:

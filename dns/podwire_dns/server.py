@@ -85,7 +85,12 @@ class Server:
         reply = await self._reply(request, query, port)
         if reply.drop:
             return None
-        return m.to_wire(request, reply, min(size, query.size) if query else size)
+        try:
+            return m.to_wire(request, reply, min(size, query.size) if query else size)
+        except Exception as error:  # a record that has no wire format, such as a name too long, made of data or by a rule
+            self._panics.inc()
+            log.error("%s from %s: %r", request.q.qname, client, error)
+            return m.to_wire(request, Reply(m.SERVFAIL, authoritative=False), size)
 
     async def _reply(self, request: dnslib.DNSRecord, query: Query | None, port: int) -> Reply:
         if request.header.opcode != 0:

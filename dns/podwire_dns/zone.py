@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dnslib import QTYPE, RR, DNSLabel
+from dnslib import QTYPE, RR
 from msgspec import Struct, field
 
 from podwire_dns import message as m
@@ -153,7 +153,7 @@ class Zone:
 
 def _owned(name: str, records: Sequence[RR]) -> list[RR]:
     """The records with the question's name as owner."""
-    owner = DNSLabel(name)
+    owner = m.label(name)
     return [RR(owner, r.rtype, r.rclass, r.ttl, r.rdata) for r in records]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import dnslib
 import pytest
 import trio
@@ -151,3 +153,56 @@ def test_what_has_been_ready_is_not_asked_again():
     assert ready.answer() == (200, b"OK")
     dns.context.synced = lambda: False
     assert ready.answer() == (200, b"OK")
+
+
+EVERYTHING = """\
+. {
+ bufsize
+ errors
+ log
+ local
+ dns64
+ acl {
+  drop net 192.0.2.0/24
+ }
+ any
+ chaos
+ loadbalance
+ cache
+ rewrite continue name suffix .example .svc.cluster.local answer auto
+ rewrite continue name regex (.*)x(.*) {2}y{1} answer value (.*) {1}
+ rewrite ttl suffix . 5-9
+ header {
+  clear ra
+ }
+ autopath @kubernetes
+ minimal
+ prometheus
+ hosts /nonexistent {
+  192.0.2.1 a.org
+  fallthrough
+ }
+ kubernetes cluster.local in-addr.arpa ip6.arpa {
+  pods verified
+  zonal
+  fallthrough
+ }
+ whoami
+}
+"""
+ALL_PLUGINS = InMemory(EVERYTHING, MANY)
+WORDS = b"svc cluster local default big example _tcp pin _zone in-addr arpa a org".split()
+NAMES = st.lists(st.sampled_from(WORDS) | st.binary(min_size=1, max_size=63), max_size=9)
+TYPES, CLASSES = st.sampled_from([1, 5, 6, 12, 16, 28, 33, 255, 65280]), st.sampled_from([1, 3])
+
+
+SHORT = NAMES.filter(lambda labels: sum(len(label) + 1 for label in labels) < 255)
+
+
+@given(SHORT, TYPES, CLASSES, st.sampled_from(["10.0.0.1", "fd00::1"]))
+def test_no_name_breaks_a_plugin(labels, qtype, qclass, client):
+    name = b"".join(bytes([len(label)]) + label for label in labels) + b"\0"
+    message = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00" + name + struct.pack("!HH", qtype, qclass)
+    reply = trio.run(ALL_PLUGINS.server.answer, message, client, False, 53, 40000)
+    assert b"coredns_panics_total 0.0" in ALL_PLUGINS.context.metrics.text()
+    assert reply is None or reply[:2] == message[:2]

@@ -276,5 +276,5 @@ def _record(record: RR, ttl: int | None, renamed: tuple[str, str] | None) -> RR:
     if ttl is not None:
         changed.ttl = ttl
     if renamed is not None and str(record.rname) == renamed[0]:
-        changed.rname = renamed[1]
+        changed.rname = m.label(renamed[1])
     return changed

@@ -106,8 +106,14 @@ def _flags(query: Query, reply: Reply) -> str:
 
 
 def _size(answered: _Answered) -> str:
-    request = dnslib.DNSRecord(q=dnslib.DNSQuestion(answered.query.name, answered.query.qtype))
-    return str(len(m.to_wire(request, answered.reply, 65535)))
+    """Of the answer as one message, whatever of it the client gets."""
+    reply = answered.reply
+    try:
+        question = dnslib.DNSQuestion(m.label(answered.query.name), answered.query.qtype)
+        records = {"rr": reply.answer, "auth": reply.authority, "ar": reply.additional}
+        return str(len(dnslib.DNSRecord(dnslib.DNSHeader(), q=question, **records).pack()))
+    except (dnslib.DNSError, ValueError):
+        return "-"  # a record without a wire format; the client gets SERVFAIL
 
 
 VALUES: dict[str, Callable[[_Answered], str]] = {

@@ -51,7 +51,7 @@ class Rewrite(Plugin):
                     break
         if not applied:
             return await self.next.serve(query)
-        if not _is_name(asked.name):
+        if asked.name != query.name and not _is_name(asked.name):
             return Reply(m.SERVFAIL, authoritative=False, error=f"plugin/rewrite: invalid name {asked.name}")
         reply = await self.next.serve(asked)
         query.size = asked.size

@@ -11,11 +11,10 @@ import ipaddress
 import re
 from collections.abc import Callable
 
-import dnslib
 from dnslib import QTYPE, RR
 
 from podwire_dns.corefile import Directive, Option
-from podwire_dns.message import Query
+from podwire_dns.message import Query, label
 
 MATCHES = ("exact", "prefix", "suffix", "substring", "regex")
 CLASSES = {"IN": 1, "CH": 3, "HS": 4}
@@ -125,21 +124,21 @@ class NameRule(Rule):
         owner = str(record.rname)
         changed = copy.copy(record)
         if self._auto and owner.lower() == after:
-            changed.rname = before
+            changed.rname = label(before)
         elif self._auto and self._how == "suffix":
             back = Names("suffix", full(self._to.removeprefix(".")), ValueError).replace(
                 owner.lower(), self._pattern.removeprefix(".")
             )
-            changed.rname = back or owner
+            changed.rname = label(back or owner)
         for what, names, to in self._explicit:
             if what == "name" and (renamed := names.replace(str(changed.rname).lower(), to)) is not None:
-                changed.rname = renamed
+                changed.rname = label(renamed)
             elif what == "value" and record.rtype in NAMES_IN_DATA:
                 field = NAMES_IN_DATA[record.rtype]
                 renamed = names.replace(str(getattr(record.rdata, field)).lower(), to)
                 if renamed is not None:
                     changed.rdata = copy.copy(record.rdata)
-                    setattr(changed.rdata, field, dnslib.DNSLabel(renamed))
+                    setattr(changed.rdata, field, label(renamed))
         return changed
 
 

@@ -174,7 +174,7 @@ class Upstream:
 
 def _question(query: Query, ident: int) -> dnslib.DNSRecord:
     question = dnslib.DNSRecord(
-        dnslib.DNSHeader(id=ident, rd=int(query.rd)), q=dnslib.DNSQuestion(query.name, query.qtype, query.qclass)
+        dnslib.DNSHeader(id=ident, rd=int(query.rd)), q=dnslib.DNSQuestion(m.label(query.name), query.qtype, query.qclass)
     )
     options = [dnslib.EDNSOption(code, data) for code, data in query.options]
     question.add_ar(dnslib.EDNS0(flags="do" if query.do else "", udp_len=UDP_SIZE, opts=options))

@@ -8,6 +8,8 @@ from podwire_dns.corefile import Directive
 from podwire_dns.message import Query, Reply
 from podwire_dns.plugin import Context, Plugin
 
+MAX_NAME = 254
+
 
 class Whoami(Plugin):
     name = "whoami"
@@ -21,5 +23,6 @@ class Whoami(Plugin):
 
     async def serve(self, query: Query) -> Reply:
         transport = "tcp" if query.tcp else "udp"
-        where = m.srv(f"_{transport}.{query.name.removesuffix('.')}.", 0, query.source_port, ".", 0)
-        return Reply(additional=[m.address(query.name, query.client, 0), where])
+        name = f"_{transport}.{query.name}".replace("..", ".")
+        where = [m.srv(name, 0, query.source_port, ".", 0)] if len(name) < MAX_NAME else []
+        return Reply(additional=[m.address(query.name, query.client, 0), *where])
