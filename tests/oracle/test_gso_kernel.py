@@ -28,7 +28,7 @@ COMMANDS = "link add br0 type bridge mcast_snooping 0\nlink set in master br0 up
 
 @pytest.fixture(scope="module")
 def bridge() -> Iterator[tuple[int, int]]:
-    """Two ports' file descriptors. What goes into the first comes out of the second as a port that can do nothing itself gets it."""
+    """Two ports' file descriptors. What goes into the first comes out of the second as a port without offloads gets it."""
     if PATH.exists():
         netns.delete(PATH)  # of a run that was killed
     netns.create(PATH)
