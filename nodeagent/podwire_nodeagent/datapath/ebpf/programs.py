@@ -25,6 +25,7 @@ from podwire_nodeagent.datapath.ebpf.lb import Choice, Found
 from podwire_nodeagent.datapath.ebpf.table import Entry
 from podwire_nodeagent.datapath.ebpf.translate import PROTOCOLS, arrived_icmp, note, rewritten
 from podwire_nodeagent.datapath.netfilter.connection import DST_NAT, ORIGINAL, REPLY, make_key, packet_key
+from podwire_nodeagent.datapath.netfilter.tcp import SYN_RECV, SYN_SENT
 from podwire_nodeagent.datapath.packet import ACK, ICMP, SYN, TCP, Packet
 from podwire_nodeagent.datapath.wire import ETH, ETHERTYPE_IPV4, L3, address_bytes
 
@@ -140,8 +141,10 @@ def is_native(stack: Stack, source: bytes) -> bool:
 def translated_by_netfilter(stack: Stack, packet: Packet) -> bool:
     """A connection that was there before the programs were: kube-proxy's rules have translated it, and conntrack remembers."""
     connection = stack.netfilter.conntrack.entries.get(packet_key(packet))
+    if connection is None or not connection.status & DST_NAT:
+        return False
     begins = packet.proto == TCP and packet.flags & (SYN | ACK) == SYN
-    return connection is not None and bool(connection.status & DST_NAT) and not begins
+    return not begins or connection.state in (SYN_SENT, SYN_RECV)  # a SYN again, whose answer was lost, is no new beginning
 
 
 def refusal(stack: Stack, walk: Walk, found: Found, packet: Packet, inside: bool, stage: str) -> str:

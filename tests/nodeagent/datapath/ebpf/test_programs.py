@@ -420,6 +420,23 @@ def test_a_connection_outlives_a_change_of_modes_in_both_directions():
         assert all(not m.elements for m in net.one.stack.dump("bpf.maps", 0.0) if m.name == ebpf.SERVICES) == (after != "ebpf")
 
 
+def test_a_syn_sent_again_after_a_change_of_modes_goes_to_the_same_server_from_the_same_port():
+    for before, after in (("ebpf", "iptables"), ("iptables", "ebpf"), ("ipvs", "ebpf"), ("ebpf", "ipvs"), ("ipvs", "nftables")):
+        net = Net(before)
+        servers = [net.two.add_pod(f"10.244.2.{9 + i}") for i in range(8)]
+        net.serve(*servers)
+        syn = tcp(net.client.address, VIP, 40000, 80, SYN, 100, 0)
+        net.client.send(syn)
+        net.cluster.run()
+        [(server, first)] = [(server, seen) for server in servers for seen in server.take()]
+        net.proxies = [net.proxy(node, ProxyConfiguration(after)) for node in net.cluster.nodes]
+        net.serve(*servers)
+        net.client.send(syn)
+        net.cluster.run()
+        [(other, again)] = [(server, seen) for server in servers for seen in server.take()]
+        assert (other.address, again.src, again.sport) == (server.address, first.src, first.sport), (before, after)
+
+
 def test_map_operations_are_all_or_nothing():
     net = Net()
     net.serve(net.client)
