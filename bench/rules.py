@@ -8,19 +8,22 @@ Per mode and N (two endpoints each), a JSON line for each of:
     load            ms from Service objects to all of it in force: compile, message, apply
     apply           ms of that in the datapath: decode, apply
     add             ms from one more Service object, in the middle of the list, to its rules in force
+    endpoint        ms from one more endpoint of it to its rules in force
+    remove          ms from that Service's deletion to the rules without it in force
     memory          kB of resident memory a Service, in a fresh process that got one load (N of 1 000 and more)
 
 Ours: the datapath's Stack and the agent's Proxier in this process, with the netlink message encoded and decoded between them;
 sockets and TAPs are left out. The kernel's: the same frame written into a TAP in a namespace that has the same links, and the
 very text of the rules that our mode compiled: iptables-legacy-restore for iptables, nft -f for nftables. Its packets thus pay a
-system call each and ours do not (see `known`); its `load` and `apply` are the same figure, the tool's run on ready text, with the
-tool's start, and its `add` likewise. Modes whose state has no text (IPVS, eBPF maps) have no kernel's side: kernel is null. So it
-is where a kernel's load takes longer than LOAD_BOUND: then that N and larger ones are left out, and said so on stderr.
+system call each and ours do not (see `known`); its `load` and `apply` are the same figure, the tool's run on ready text, with
+the tool's start, and `add`, `endpoint` and `remove` likewise. Modes whose state has no text (IPVS, eBPF maps) have no kernel's
+side: kernel is null. So it is where a kernel's load takes longer than LOAD_BOUND: then that N and larger ones are left out, and
+said so on stderr.
 
 Frames have distinct source ports; connections are forgotten between rounds; the two sides take turns (common.paired). A packet's
 time is CPU time, the median of runs of 20 frames a round: without other processes' turns and most garbage collections, which
-are set as the datapath process sets them. The other times are by the clock; `load` and `apply` are of one run. Namespaces begin
-with rl-. Needs root, iproute2, iptables, nftables, conntrack.
+are set as the datapath process sets them, for large requests too. The other times are by the clock; `load` and `apply` are of one
+run. Namespaces begin with rl-. Needs root, iproute2, iptables, nftables, conntrack.
 """
 
 from __future__ import annotations
@@ -45,7 +48,9 @@ from support.services import by_key, endpoint, endpoint_slice, port, service
 from support.stack_node import StackNode
 
 from podwire_core import netlink
+from podwire_core.collector import settled
 from podwire_core.netlink import AddrAdd, AnyOp, LinkAdd, NeighAdd, RouteAdd
+from podwire_nodeagent.datapath import requests
 from podwire_nodeagent.datapath.chooser import RandomChooser
 from podwire_nodeagent.datapath.stack import Emit, Stack
 from podwire_nodeagent.proxy import modes
@@ -72,7 +77,6 @@ LINKS: list[AnyOp] = [
     LinkAdd("vethpod", "tap", mac="02:00:00:00:00:01", mtu=1450, master="cni0", hairpin=True),
 ]
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(netlink.Apply)
 
 # --- the cluster and its packets --------------------------------
 
@@ -82,23 +86,32 @@ class Objects:
     services: dict[str, dict]
     slices: dict[str, dict]
 
-    @property
-    def absent(self) -> tuple[dict[str, None], dict[str, None]]:
-        return dict.fromkeys(self.services), dict.fromkeys(self.slices)
-
 
 def address(base: str, number: int) -> str:
     return str(IPv4Address(base) + number)
 
 
-def objects(named: dict[str, int]) -> Objects:
+def objects(named: dict[str, int], endpoints: int = 2) -> Objects:
     """Services by name and number."""
     services, slices = [], []
     for name, number in named.items():
         services.append(service(name, address("10.96.0.1", number)))
-        ends = [endpoint(address("10.128.0.1", 2 * number + i), "node2") for i in (0, 1)]
+        ends = [endpoint(address("10.128.0.1", 2 * number + i), "node2") for i in range(endpoints)]
         slices.append(endpoint_slice(name, ends, [port(8080, "p80")]))
     return Objects(by_key(services), by_key(slices))
+
+
+class Changes:
+    """What happens to one more Service, in turn: services and slices by key, by the metric."""
+
+    def __init__(self, name: str, number: int) -> None:
+        added, more = objects({name: number}), objects({name: number}, endpoints=3)
+        gone = dict.fromkeys(added.services), dict.fromkeys(added.slices)
+        self.steps: dict[str, tuple[dict, dict]] = {
+            "add": (added.services, added.slices),
+            "endpoint": ({}, more.slices),
+            "remove": gone,
+        }
 
 
 def frames_to(destination: str, count: int, known: bool = False) -> list[bytearray]:
@@ -120,7 +133,9 @@ def message(ops: list[AnyOp]) -> bytes:
 
 
 def received(data: bytes) -> tuple[AnyOp, ...]:
-    return _decoder.decode(data).ops
+    request = requests.decode(data)
+    assert isinstance(request, requests.Apply)
+    return request.ops
 
 
 def new_stack() -> Stack:
@@ -146,7 +161,8 @@ class Podwire:
         ops = self.proxy.changes(given.services, given.slices)
         data = message(ops)
         sent = time.perf_counter()
-        self.stack.apply(received(data), self.now)
+        with settled():
+            self.stack.apply(received(data), self.now)
         done = time.perf_counter()
         return ops, data, (done - began) * 1e3, (done - sent) * 1e3
 
@@ -194,8 +210,8 @@ def grow() -> None:
     stack.apply(received(message([])), 0.0)
     as_datapath()
     before = resident()
-    stack.apply(received(sys.stdin.buffer.read()), 0.0)
-    gc.collect()
+    with settled():
+        stack.apply(received(sys.stdin.buffer.read()), 0.0)
     print(resident() - before)
 
 
@@ -234,6 +250,8 @@ UNITS = {
     "load": "ms",
     "apply": "ms",
     "add": "ms",
+    "endpoint": "ms",
+    "remove": "ms",
     "memory": "kB/Service",
 }
 
@@ -241,21 +259,22 @@ UNITS = {
 def measure_size(mode: str, size: int, pairs: int, kernel: bool) -> tuple[Found, str]:
     """The figures, and why the kernel is not among them though it was asked for."""
     every = objects({f"svc-{number:05d}": number for number in range(size)})
-    middle, more = size // 2, objects({f"svc-{size // 2:05d}-more": size})
+    middle = size // 2
+    changes = Changes(f"svc-{middle:05d}-more", size)
     ours, found, left_out = Podwire(mode), Found(), ""
     ops, data, load, apply = ours.load(every)
     found.podwire = {"load": [load], "apply": [apply]}
     as_datapath()
-    added, removed = ours.change(more.services, more.slices)[0], ours.change(*more.absent)[0]
-    given, adds, removes = loads(ops), loads(added), loads(removed)
+    given = loads(ops)
+    deltas = {name: loads(ours.change(*change)[0]) for name, change in changes.steps.items()}
     destination = address("10.96.0.1", middle)
     found.podwire["evaluated"] = [float(ours.evaluated(frames_to(destination, 1)[0]))]
     if size >= MEMORY_FROM:
         found.podwire["memory"] = [memory(mode, size, data)]
-    del ops, added, removed, data
+    del ops, data
     theirs = None
     try:
-        if kernel and given is not None and adds is not None and removes is not None:
+        if kernel and given is not None:
             theirs = KernelRules(mode, LINKS, "vethpod", "eth0")
             try:
                 found.kernel["load"] = found.kernel["apply"] = [theirs.load(given, LOAD_BOUND) * 1e3]
@@ -264,7 +283,7 @@ def measure_size(mode: str, size: int, pairs: int, kernel: bool) -> tuple[Found,
                 left_out = str(why)
                 theirs.close()
                 theirs = None
-        repeat(ours, theirs, found, pairs, destination, more, (adds or [], removes or []))
+        repeat(ours, theirs, found, pairs, destination, changes, deltas)
     finally:
         if theirs is not None:
             theirs.close()
@@ -278,24 +297,22 @@ def repeat(
     found: Found,
     pairs: int,
     destination: str,
-    more: Objects,
-    deltas: tuple[list[Load], list[Load]],
+    changes: Changes,
+    deltas: dict[str, list[Load] | None],
 ) -> None:
     """What is measured in turns."""
 
     def podwire() -> dict[str, float]:
-        added = ours.change(more.services, more.slices)[1]
-        ours.change(*more.absent)
+        took = {name: ours.change(*change)[1] * 1e3 for name, change in changes.steps.items()}
         ours.forget()
-        return {"add": added * 1e3} | both(ours.send, ours.check)
+        return took | both(ours.send, ours.check)
 
     def kernel() -> dict[str, float]:
         if theirs is None:
             return {}
-        added = theirs.load(deltas[0], LOAD_BOUND)
-        theirs.load(deltas[1], LOAD_BOUND)
+        took = {name: theirs.load(delta or [], LOAD_BOUND) * 1e3 for name, delta in deltas.items()}
         theirs.forget()
-        return {"add": added * 1e3} | both(theirs.send, lambda count: theirs.check(count, BACKENDS))
+        return took | both(theirs.send, lambda count: theirs.check(count, BACKENDS))
 
     def both(send: Callable[[list[bytearray]], None], check: Callable[[int], None]) -> dict[str, float]:
         known = frames_to("", FRAMES, known=True)
@@ -338,7 +355,7 @@ def plot(file: str, title: str, rows: list[dict[str, object]]) -> None:
     """A panel a metric, a colour a mode, over N; the kernel's dashed."""
     from matplotlib import pyplot
 
-    figure, grid = pyplot.subplots(2, 4, figsize=(17, 8), layout="constrained")
+    figure, grid = pyplot.subplots(2, 5, figsize=(21, 8), layout="constrained")
     panels = dict(zip(UNITS, grid.flat, strict=False))
     for metric, axes in panels.items():
         draw(axes, [row for row in rows if row["metric"] == metric])

@@ -23,7 +23,7 @@ from support.live import netns_path
 from podwire_core import netfilter as nf
 from podwire_core import nft_text
 from podwire_core import nftables as nft
-from podwire_core.iptables_save import print_tables
+from podwire_core.iptables_save import print_tables, rule_line
 from podwire_core.netlink import AnyOp, ChainsUpdate, ConntrackDel, NftReplace, NftUpdate, SysctlSet, TablesReplace
 from podwire_nodeagent.proxy import modes
 
@@ -70,10 +70,19 @@ def loads(ops: Iterable[AnyOp]) -> list[Load] | None:
 
 
 def _chains_text(op: ChainsUpdate) -> str:
-    """With --noflush a chain that is declared is emptied, others stay. What is deleted must be empty."""
+    """With --noflush a chain that is declared is emptied, others stay. What is deleted must be empty. Splices are done from the
+    last place on, so that the places before it stay what they were."""
     gone = tuple(nf.Chain(name, ()) for name in op.delete)
     text = print_tables([nf.Table(op.table, op.family, (*op.chains, *gone))])
-    return text.removesuffix("COMMIT\n") + "".join(f"-X {name}\n" for name in op.delete) + "COMMIT\n"
+    lines = []
+    for chain, splice in ((each.chain, splice) for each in op.splices for splice in reversed(each.splices)):
+        lines += [f"-D {chain} {splice.at + 1}"] * len(splice.old)
+        lines += [
+            rule_line(chain, rule).replace(f"-A {chain}", f"-I {chain} {at}", 1)
+            for at, rule in enumerate(splice.new, splice.at + 1)
+        ]
+    lines += [f"-X {name}" for name in op.delete]
+    return text.removesuffix("COMMIT\n") + "".join(f"{line}\n" for line in lines) + "COMMIT\n"
 
 
 def _nft_text(op: NftUpdate) -> str:

@@ -2,7 +2,8 @@
 
 Rules the file keeps: a `Rule` is a list of matches and one target, in the order in which iptables-save prints them. It says
 nothing about how it is executed (datapath/netfilter compiles it) and nothing about Kubernetes, except `origin`, the object
-that caused it, which travels along so that a trace can name it. Names are those of iptables-extensions(8).
+that caused it, which travels along so that a trace can name it. Names are those of iptables-extensions(8). Values refer to
+values, never in a circle, and there may be a million of them: Python's garbage collector need not know them (`gc=False`).
 
 Order to read: matches, targets, Rule, Chain, Table. Printing and parsing the text form is in `iptables_save.py`.
 """
@@ -14,7 +15,7 @@ from msgspec import Struct
 # --- matches --------------------------------
 
 
-class Match(Struct, frozen=True, tag_field="m"):
+class Match(Struct, frozen=True, tag_field="m", gc=False):
     """One condition of a rule. All conditions of a rule must hold."""
 
 
@@ -163,7 +164,7 @@ AnyMatch = (
 # --- targets --------------------------------
 
 
-class Target(Struct, frozen=True, tag_field="t"):
+class Target(Struct, frozen=True, tag_field="t", gc=False):
     """What happens to a packet for which all matches hold."""
 
 
@@ -225,7 +226,7 @@ AnyTarget = Verdict | Jump | Reject | SetMark | Dnat | Snat | Masquerade | NoTar
 # --- rules, chains, tables --------------------------------
 
 
-class Rule(Struct, frozen=True, array_like=True):
+class Rule(Struct, frozen=True, array_like=True, gc=False):
     """`origin` is "kind namespace/name[:port]" of the object that caused it, "" if none, e.g. "Service default/web:http"."""
 
     matches: tuple[AnyMatch, ...]
@@ -233,7 +234,7 @@ class Rule(Struct, frozen=True, array_like=True):
     origin: str = ""
 
 
-class Chain(Struct, frozen=True, array_like=True):
+class Chain(Struct, frozen=True, array_like=True, gc=False):
     """`policy` is ACCEPT or DROP for built-in chains (PREROUTING, INPUT, FORWARD, OUTPUT, POSTROUTING), "" (`-` in
     text) otherwise."""
 
@@ -242,7 +243,7 @@ class Chain(Struct, frozen=True, array_like=True):
     policy: str = ""
 
 
-class Table(Struct, frozen=True, array_like=True):
+class Table(Struct, frozen=True, array_like=True, gc=False):
     """One of raw, mangle, nat, filter of one family (4 or 6)."""
 
     name: str

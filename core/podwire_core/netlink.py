@@ -24,7 +24,7 @@ from podwire_core import nftables as nft
 from podwire_core.ebpf import CtInfo, LbConfig, NatInfo
 from podwire_core.ipset import IpSet
 from podwire_core.ipvs import ConnectionInfo, RealServer, ServiceInfo, VirtualService
-from podwire_core.netfilter import Chain, Table
+from podwire_core.netfilter import Chain, Rule, Table
 
 MAX_MESSAGE = 256 << 20
 
@@ -189,14 +189,35 @@ class TablesReplace(Op, frozen=True, tag="nf.replace"):
     tables: tuple[Table, ...]
 
 
+class Splice(Struct, frozen=True, array_like=True):
+    """One hunk of a patch: of the chain as it was, the rules `old` from place `at` on (0: the first) become `new`. `after` is the
+    rule before them, None at the head of the chain."""
+
+    at: int
+    after: Rule | None
+    old: tuple[Rule, ...]
+    new: tuple[Rule, ...]
+
+
+class ChainSplice(Struct, frozen=True, array_like=True):
+    """A long chain's change without the chain: `length` is how many rules it has, splices stand in order of their places and do
+    not overlap. If the length or a rule is not what is there, whoever sent this knew another chain and must state it whole:
+    EAGAIN, as ip_tables says to a table that changed meanwhile."""
+
+    chain: str
+    length: int
+    splices: tuple[Splice, ...]
+
+
 class ChainsUpdate(Op, frozen=True, tag="nf.update"):
-    """A delta: these chains get these rules (made if missing), `delete` are removed (they must no longer be jumped to).
-    Counters of rules that stay the same in an updated chain are kept. iptables-restore --noflush."""
+    """A delta: these chains get these rules (made if missing), others are spliced, `delete` are removed (they must no longer be
+    jumped to). Counters of rules that stay the same in an updated chain are kept. iptables-restore --noflush."""
 
     table: str
     family: int
     chains: tuple[Chain, ...] = ()
     delete: tuple[str, ...] = ()
+    splices: tuple[ChainSplice, ...] = ()
 
 
 class NftReplace(Op, frozen=True, tag="nft.replace"):

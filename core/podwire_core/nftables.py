@@ -16,7 +16,7 @@ from msgspec import Struct
 # --- verdicts --------------------------------
 
 
-class Verdict(Struct, frozen=True, tag_field="s", tag="verdict", omit_defaults=True):
+class Verdict(Struct, frozen=True, gc=False, tag_field="s", tag="verdict", omit_defaults=True):
     """accept, drop, return; jump and goto with the chain."""
 
     name: str
@@ -26,7 +26,7 @@ class Verdict(Struct, frozen=True, tag_field="s", tag="verdict", omit_defaults=T
 # --- statements --------------------------------
 
 
-class Statement(Struct, frozen=True, tag_field="s", omit_defaults=True):
+class Statement(Struct, frozen=True, gc=False, tag_field="s", omit_defaults=True):
     """One step of a rule. A match that does not hold ends the rule."""
 
 
@@ -151,7 +151,7 @@ AnyStatement = (
 # --- chains --------------------------------
 
 
-class Rule(Struct, frozen=True, omit_defaults=True):
+class Rule(Struct, frozen=True, gc=False, omit_defaults=True):
     statements: tuple[AnyStatement, ...]
     comment: str = ""
     origin: str = ""  # "Service ns/name:port"
@@ -176,7 +176,7 @@ class Chain(Struct, frozen=True, omit_defaults=True):
 # --- sets and maps --------------------------------
 
 
-class Element(Struct, frozen=True, omit_defaults=True):
+class Element(Struct, frozen=True, gc=False, omit_defaults=True):
     """`10.96.0.1 . tcp . 80 : goto service-…`. `expires`: seconds left, of a set with a timeout; 0: not told."""
 
     key: tuple[str, ...]

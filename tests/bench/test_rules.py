@@ -11,7 +11,7 @@ import pytest
 
 from podwire_core import netfilter as nf
 from podwire_core import nftables as nft
-from podwire_core.netlink import ChainsUpdate, IpvsReplace, NftUpdate, SysctlSet
+from podwire_core.netlink import ChainSplice, ChainsUpdate, IpvsReplace, NftUpdate, Splice, SysctlSet
 from podwire_nodeagent.proxy import modes
 
 
@@ -33,6 +33,15 @@ def test_a_difference_as_iptables_restore_takes_it(rules) -> None:
     assert lines[0] == "*nat"
     assert {":KUBE-SERVICES - [0:0]", ":KUBE-SVC-B - [0:0]"} <= set(lines)  # a chain must be empty to be deleted
     assert lines[-3:] == ["-A KUBE-SERVICES -d 10.96.0.1/32 -j KUBE-SVC-A", "-X KUBE-SVC-B", "COMMIT"]
+
+
+def test_splices_as_iptables_restore_takes_them(rules) -> None:
+    a, b, c, new = (nf.Rule((nf.Destination(f"10.96.0.{n}/32"),), nf.Verdict("ACCEPT")) for n in range(4))
+    splices = (Splice(0, None, (a,), (new, new)), Splice(2, b, (c,), ()))
+    [load] = rules.loads([ChainsUpdate("filter", 4, splices=(ChainSplice("X", 3, splices),))])
+    steps = load.text.splitlines()[-5:]
+    assert steps[:2] == ["-D X 3", "-D X 1"]
+    assert steps[2:] == ["-I X 1 -d 10.96.0.3/32 -j ACCEPT", "-I X 2 -d 10.96.0.3/32 -j ACCEPT", "COMMIT"]
 
 
 def test_a_difference_as_nft_takes_it(rules) -> None:
@@ -86,6 +95,6 @@ def test_every_mode_is_measured(rules, mode: str) -> None:
     assert left_out == ""
     assert set(found.podwire) == set(rules.UNITS) - {"memory"}
     assert all(value > 0 for values in found.podwire.values() for value in values)
-    in_turns = {"first-packet", "known", "add"}
+    in_turns = {"first-packet", "known", "add", "endpoint", "remove"}
     assert set(found.kernel) == (in_turns | {"load", "apply"} if mode in ("iptables", "nftables") else set())
     assert {len(found.podwire[metric]) for metric in in_turns} == {2}

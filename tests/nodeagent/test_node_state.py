@@ -12,7 +12,8 @@ from support import services
 from support.services import endpoint, endpoint_slice, service
 
 from podwire_cni.backends import flannel
-from podwire_core.netlink import AnyOp, LinkAdd, NetlinkError
+from podwire_core import netfilter as nf
+from podwire_core.netlink import AnyOp, ChainsUpdate, LinkAdd, NetlinkError
 from podwire_core.rpc import Change
 from podwire_nodeagent import network, node_state
 from podwire_nodeagent.datapath.chooser import RandomChooser
@@ -209,6 +210,22 @@ async def test_a_refusal_states_everything_again(world):
     assert "TablesReplace" in await world.take(*changes)
     await world.expect_as_stated_afresh()
     assert await world.take(world.put("EndpointSlice", WEB_SLICE)) == []  # and all is known
+
+
+@run
+async def test_a_long_chain_that_somebody_changed_is_stated_again(world):
+    """A Service is spliced into KUBE-SERVICES; not into one that is another by now."""
+    for n in range(10):
+        world.put("Service", service(f"s{n}", f"10.96.1.{n}"))
+        world.put("EndpointSlice", endpoint_slice(f"s{n}", [endpoint("10.244.1.5")]))
+    await world.state.restate()
+    rules = world.dataplane.stack.netfilter.ruleset.tables["nat", 4]["KUBE-SERVICES"].body.rules
+    by_hand = nf.Chain("KUBE-SERVICES", tuple(rule.source for rule in rules[1:]))
+    world.dataplane.stack.apply([ChainsUpdate("nat", 4, (by_hand,))], 1.0)
+    assert "TablesReplace" in await world.take(world.put("Service", WEB), world.put("EndpointSlice", WEB_SLICE))
+    await world.expect_as_stated_afresh()
+    assert await world.take(world.remove("Service", "ns/web")) == ["ChainsUpdate"]
+    await world.expect_as_stated_afresh()
 
 
 @run

@@ -120,6 +120,7 @@ class Change:
         for inverse in reversed(self._undo):
             inverse()
         self.stack.settings.reload()
+        self._let_go()
 
     def commit(self) -> None:
         if self._netfilter is not None:
@@ -132,6 +133,12 @@ class Change:
         for which in self.connections:
             self.stack.netfilter.delete_conntrack(which, self.now)
             self.stack.lb.delete(which, self.now)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Of what was before: functions kept here refer to the transaction in turn, a circle that only a garbage collection would
+        find, and with it the tables that were replaced."""
+        self._undo, self.afterwards, self._netfilter = [], [], None
 
     def link(self, name: str) -> Link:
         found = self.stack.links.get(name)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from podwire_core import netlink
 from podwire_core.netlink import NetlinkError, Op
+from podwire_nodeagent.datapath import requests
 from podwire_nodeagent.datapath.bridge import FdbEntry
 from podwire_nodeagent.datapath.change import Change
 from podwire_nodeagent.datapath.configure_links import addr_add, addr_del, link_add, link_del, link_set
@@ -238,8 +239,10 @@ OPERATIONS: dict[type[Op], Callable[[Change, Any], None]] = {
     netlink.UnderlaySet: underlay_set,
     netlink.UnderlayDel: underlay_del,
     netlink.TablesReplace: tables_replace,
+    requests.TablesReplace: tables_replace,
     netlink.ChainsUpdate: chains_update,
     netlink.NftReplace: nft_replace,
+    requests.NftReplace: nft_replace,
     netlink.NftUpdate: nft_update,
     netlink.ConntrackDel: conntrack_del,
     netlink.SysctlSet: sysctl_set,

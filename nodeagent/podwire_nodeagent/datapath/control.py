@@ -18,22 +18,24 @@ import array
 import os
 import socket
 from collections import deque
+from contextlib import nullcontext
 
 import msgspec
 
-from podwire_core.netlink import MAX_MESSAGE, Apply, Dump, NetlinkError, Reply, Subscribe, Traced
+from podwire_core.collector import settled
+from podwire_core.netlink import MAX_MESSAGE, Dump, NetlinkError, Reply, Subscribe, Traced
 from podwire_core.trace import Digest, Hop
 from podwire_nodeagent.datapath.kernel import Kernel
 from podwire_nodeagent.datapath.loop import EPOLLIN, EPOLLOUT, Loop
+from podwire_nodeagent.datapath.requests import UNDECODABLE, Apply, Request, decode
 
 READ_SIZE = 1 << 18
 MAX_FDS = 253
 TRACE_BYTES = 1 << 22  # unsent traces of one subscriber
 OUT_BYTES = 1 << 24  # unsent answers of one client, beyond which it is not read from
 
-UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+LARGE = 1 << 20  # a request that brings whole tables
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Apply | Dump | Subscribe)
 _seq_decoder = msgspec.msgpack.Decoder(dict)
 
 
@@ -160,7 +162,8 @@ class Client:
                 break
             at += 4 + size
             try:
-                self._message(bytes(data[at - size : at]), last=at == len(data))
+                with settled() if size > LARGE else nullcontext():
+                    self._message(bytes(data[at - size : at]), last=at == len(data))
             except Exception as error:
                 self.loop.bug(error)
         del data[:at]
@@ -171,7 +174,7 @@ class Client:
 
     def _message(self, body: bytes, last: bool) -> None:
         try:
-            request = _decoder.decode(body)
+            request = decode(body)
         except UNDECODABLE as error:
             self.loop.counters["control.malformed"] += 1
             self._send(Reply(_sequence(body), "EINVAL", f"malformed message: {error}"))
@@ -185,7 +188,7 @@ class Client:
             reply = Reply(request.seq, "EIO", f"a bug in the datapath: {type(error).__name__}: {error}")
         self._send(reply)
 
-    def _answer(self, request: Apply | Dump | Subscribe, last: bool) -> Reply:
+    def _answer(self, request: Request, last: bool) -> Reply:
         if isinstance(request, Dump):
             return Reply(request.seq, data=self.server.kernel.dump(request.what))
         if isinstance(request, Apply):

@@ -67,8 +67,12 @@ def mac_text(mac: bytes) -> str:
 
 
 def address_bytes(text: str) -> bytes:
-    """ValueError if it is no IPv4 or IPv6 address."""
-    return ipaddress.ip_address(text).packed
+    """ValueError if it is no IPv4 or IPv6 address. IPv4 does not go through `ipaddress`: rules have too many."""
+    try:
+        found = bytes(map(int, text.split(".")))
+    except ValueError:
+        return ipaddress.ip_address(text).packed
+    return found if len(found) == 4 and "{}.{}.{}.{}".format(*found) == text else ipaddress.ip_address(text).packed
 
 
 def address_text(address: bytes) -> str:

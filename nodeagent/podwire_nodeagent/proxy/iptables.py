@@ -4,7 +4,8 @@ Rules it keeps:
 
 - Chain names, their order in the built-in chains, comments, marks and probabilities are kube-proxy's (1.30 and later).
 - The same model gives the same tables, whether compiled at once or reached by changes: Services stand in order of their names.
-- A difference touches the chains of changed Services and those shared chains to which one of them contributes, nothing else.
+- A difference touches the chains of changed Services and, in the shared chains to which one of them contributes, its place
+  (shared_chain.py); nothing else. A datapath that holds another chain there refuses it, and is to be restated.
 - Built-in chains are written by `TablesReplace` alone, composed with what other daemons put there (`others`, compose.py).
 
 Order to read: the fixed part (JUMPS, fixed_chains), Proxier, compile.
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from podwire_core import netfilter as nf
 from podwire_core.collector import paused
-from podwire_core.netlink import AnyOp, ChainsUpdate, SysctlSet, TablesReplace
+from podwire_core.netlink import AnyOp, ChainSplice, ChainsUpdate, SysctlSet, TablesReplace
 from podwire_core.objects import Json
 from podwire_nodeagent.proxy.addresses import host_network
 from podwire_nodeagent.proxy.compose import compose
@@ -25,6 +26,9 @@ from podwire_nodeagent.proxy.conntrack import stale_entries
 from podwire_nodeagent.proxy.model import LOOPBACK, Model, NodeFacts
 from podwire_nodeagent.proxy.ports import ServicePort
 from podwire_nodeagent.proxy.service_rules import ACCEPT, DROP, TO_LOCAL, PortRules, Settings, compile_port
+from podwire_nodeagent.proxy.shared_chain import LAST, SharedChain
+
+Ports = tuple[PortRules, ...]  # of one Service
 
 LARGE_CLUSTER_ENDPOINTS = 1000
 CANARY = nf.Chain("KUBE-PROXY-CANARY")  # kube-proxy watches it to learn that somebody flushed a table
@@ -168,11 +172,12 @@ class Proxier:
     ) -> None:
         self.config, self.family, self.others = config, family, tuple(others)
         self.model = model or Model(node, family)
-        self._rules: dict[str, tuple[PortRules, ...]] = {}
+        self._rules: dict[str, Ports] = {}
         self._endpoints = sum(map(_count, self.model.ports.values()))
         self._settings = self._current_settings()
+        self._shared = {key: SharedChain(key[1]) for key in _SHARED}
         self._stated = False
-        self._recompile(self.model.ports)
+        self._update(self.model.ports)
 
     def changes(
         self, services: Mapping[str, Json | None], slices: Mapping[str, Json | None], node: NodeFacts | None = None
@@ -195,12 +200,9 @@ class Proxier:
         self._endpoints += sum(_count(change.new) - _count(change.old) for change in changes)
         settings = self._current_settings()
         names = [change.service for change in changes] if settings == self._settings else sorted(self.model.ports | self._rules)
-        node_ports_moved = node is not None and self._stated
         self._settings = settings
-        if not self._stated:
-            self._recompile(names)
-            return self.restate()
-        return [*self._update(names, node_ports_moved), *stale_entries(changes)]
+        updates = self._update(names)
+        return [*updates, *stale_entries(changes)] if self._stated else self.restate()
 
     def restate(self) -> list[AnyOp]:
         """The whole state as one replacement: at the start, and for a datapath that lost its tables."""
@@ -216,7 +218,7 @@ class Proxier:
 
     def _table(self, name: str) -> nf.Table:
         builtin = [nf.Chain(chain, JUMPS[name].get(chain, ()), "ACCEPT") for chain in nf.BUILTIN_CHAINS[name]]
-        shared = [self._shared_chain(key) for key in _SHARED if key[0] == name]
+        shared = [chain.whole() for (table, _), chain in self._shared.items() if table == name]
         chains = [*builtin, *fixed_chains(name, self.config, self.family), *shared]
         if name == "nat":
             for service in sorted(self._rules):
@@ -227,16 +229,7 @@ class Proxier:
     def _current_settings(self) -> Settings:
         return settings_of(self.config, self.model.node, self.family, self._endpoints <= LARGE_CLUSTER_ENDPOINTS)
 
-    def _shared_chain(self, key: tuple[str, str]) -> nf.Chain:
-        field, rules = _SHARED[key], []
-        for service in sorted(self._rules):
-            for each in self._rules[service]:
-                rules.extend(getattr(each, field))
-        if key == ("nat", "KUBE-SERVICES"):
-            rules.extend(node_port_rules(self.config, self.model.node, self.family))
-        return nf.Chain(key[1], tuple(rules))
-
-    def _recompile(self, names: Iterable[str]) -> dict[str, tuple[tuple[PortRules, ...], tuple[PortRules, ...]]]:
+    def _recompile(self, names: Iterable[str]) -> dict[str, tuple[Ports, Ports]]:
         """The Services whose rules are different now: before and after."""
         different = {}
         for name in names:
@@ -250,32 +243,40 @@ class Proxier:
                 different[name] = old, new
         return different
 
-    def _update(self, names: Iterable[str], node_ports_moved: bool) -> list[AnyOp]:
+    def _update(self, names: Iterable[str]) -> list[AnyOp]:
         different = self._recompile(names)
-        touched: dict[str, list[nf.Chain]] = {"filter": [], "nat": []}
-        for key, field in _SHARED.items():
-            moved = node_ports_moved and key == ("nat", "KUBE-SERVICES")
-            if moved or any(_gather(old, field) != _gather(new, field) for old, new in different.values()):
-                touched[key[0]].append(self._shared_chain(key))
+        stated: dict[str, list[nf.Chain]] = {"nat": [], "filter": []}
+        spliced: dict[str, list[ChainSplice]] = {"nat": [], "filter": []}
+        for (table, name), chain in self._shared.items():
+            given = {service: _gather(new, _SHARED[table, name]) for service, (_, new) in different.items()}
+            if (table, name) == ("nat", "KUBE-SERVICES"):
+                given[LAST] = node_port_rules(self.config, self.model.node, self.family)
+            changed = chain.change(given)
+            if isinstance(changed, nf.Chain):
+                stated[table].append(changed)
+            elif changed is not None:
+                spliced[table].append(changed)
         gone: list[str] = []
         for old, new in different.values():
             before, after = _own_chains(old), _own_chains(new)
-            touched["nat"] += [chain for name, chain in after.items() if before.get(name) != chain]
+            stated["nat"] += [chain for name, chain in after.items() if before.get(name) != chain]
             gone += [name for name in before if name not in after]
-        updates = [ChainsUpdate("nat", self.family, tuple(touched["nat"]), tuple(gone))]
-        updates.append(ChainsUpdate("filter", self.family, tuple(touched["filter"])))
-        return [update for update in updates if update.chains or update.delete]
+        updates = [
+            ChainsUpdate(table, self.family, tuple(stated[table]), tuple(gone) if table == "nat" else (), tuple(spliced[table]))
+            for table in stated
+        ]
+        return [update for update in updates if update.chains or update.delete or update.splices]
 
 
 def _count(ports: Iterable[ServicePort]) -> int:
     return sum(len(port.reachable) for port in ports)
 
 
-def _gather(ports: tuple[PortRules, ...], field: str) -> list[nf.Rule]:
-    return [rule for each in ports for rule in getattr(each, field)]
+def _gather(ports: Ports, field: str) -> tuple[nf.Rule, ...]:
+    return tuple(rule for each in ports for rule in getattr(each, field))
 
 
-def _own_chains(ports: tuple[PortRules, ...]) -> dict[str, nf.Chain]:
+def _own_chains(ports: Ports) -> dict[str, nf.Chain]:
     return {chain.name: chain for each in ports for chain in each.chains}
 
 

@@ -283,8 +283,11 @@ def test_adding_one_touches_its_chains_and_the_shared_one():
     (update,) = proxier.changes(
         {"ns/new": service("new", "10.96.2.1")}, {"ns/new-1": endpoint_slice("new", [endpoint("10.244.2.200")])}
     )
-    kinds = sorted(c.name.rpartition("-")[0] or c.name for c in update.chains)
-    assert (update.table, kinds, update.delete) == ("nat", ["KUBE", "KUBE-SEP", "KUBE-SVC"], ())
+    kinds = sorted(c.name.rpartition("-")[0] for c in update.chains)
+    assert (update.table, kinds, update.delete) == ("nat", ["KUBE-SEP", "KUBE-SVC"], ())
+    (shared,) = update.splices
+    (splice,) = shared.splices
+    assert (shared.chain, shared.length, splice.at, splice.old, len(splice.new)) == ("KUBE-SERVICES", 51, 0, (), 1)
 
 
 def test_an_endpoint_more_leaves_the_shared_chains_alone():
@@ -359,6 +362,17 @@ def test_tcp_entries_end_by_themselves():
     assert not any(isinstance(op, ConntrackDel) for op in proxier.changes({}, {"ns/s0-1": None}))
 
 
+def spliced(rules, change):
+    assert len(rules) == change.length
+    made, behind = (), 0
+    for splice in change.splices:
+        assert splice.after == (rules[splice.at - 1] if splice.at else None)
+        assert splice.old == rules[splice.at : splice.at + len(splice.old)]
+        made += rules[behind : splice.at] + splice.new
+        behind = splice.at + len(splice.old)
+    return made + rules[behind:]
+
+
 def apply(chains, ops):
     """A datapath that only keeps tables."""
     now = dict(chains)
@@ -368,6 +382,7 @@ def apply(chains, ops):
                 now = as_chains(op.tables)
             case ChainsUpdate():
                 now.update({(op.table, c.name): c.rules for c in op.chains})
+                now.update({(op.table, c.chain): spliced(now[op.table, c.chain], c) for c in op.splices})
                 for name in op.delete:
                     del now[op.table, name]
                 jumped = {r.target.chain for rules in now.values() for r in rules if isinstance(r.target, nf.Jump)}

@@ -8,7 +8,7 @@ How the stack uses it (Linux's order; every hook returns an `Outcome`, `ACCEPT` 
 A packet must be whole (reassembled) before `prerouting` and `output`. Hooks rewrite the packet's buffer and view in place.
 
 Order to read: outcome.py, connection.py (an entry), tcp.py and protocols.py (states and timeouts), conntrack.py (the
-table), nat.py, icmp_errors.py, matches.py and chains.py (compiled rules and their walk), ruleset.py (transactions),
+table), nat.py, matches.py, targets.py and chains.py (compiled rules and their walk), ruleset.py and graph.py (transactions),
 hooks.py (`Netfilter`, all together).
 """
 

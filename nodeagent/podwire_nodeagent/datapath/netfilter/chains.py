@@ -7,24 +7,26 @@ for each rule the value which that condition compares, or `ANY` if the rule has 
 rule). What it finds is the next rule that deserves a look. `evaluated` counts the rules passed, as a plain walk would.
 
 A jump refers to the other `CompiledChain` itself; a transaction gives a chain a new `Body`, in one assignment, and
-all who jump to it see it.
+all who jump to it see it. A body that differs from the old one in a few rules is spliced: rules and column are copied by C, and
+only the rules that changed are looked at.
+
+Order to read: CompiledRule, Column, Body, walk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from podwire_core import netfilter as nf
 from podwire_core.iptables_save import rule_line
-from podwire_nodeagent.datapath.netfilter.matches import Test
+from podwire_nodeagent.datapath.netfilter.matches import Test, host_address, protocol_number
 from podwire_nodeagent.datapath.packet import Counted, Packet
 
 # operations: what a rule does when its conditions hold. Those from ACCEPT_OP on end the walk of the table.
 NOTHING, SET_MARK, RETURN, JUMP, GOTO, ACCEPT_OP, DROP_OP, REJECT_OP, DNAT_OP, SNAT_OP, MASQUERADE_OP = range(11)
 
-# columns
-NO_COLUMN, DESTINATION, SERVICE = range(3)
+DESTINATION, SERVICE = range(2)  # what a column compares: the destination, or the protocol and the destination's port
 _WORTH: Final = 8  # a chain with fewer such rules is walked plainly
 
 
@@ -46,50 +48,135 @@ class CompiledRule:
     """A rule ready to be walked, with its counters. `argument`: a CompiledChain (jump, goto), (clear mask, value) of
     a mark, a Target's values."""
 
-    __slots__ = ("argument", "bytes", "chain_name", "keys", "operation", "packets", "source", "tests")
+    __slots__ = ("argument", "bytes", "chain_name", "operation", "packets", "source", "tests")
 
-    def __init__(
-        self, source: nf.Rule, chain_name: str, tests: tuple[Test, ...], operation: int, argument: Any, keys: tuple[Any, Any, Any]
-    ) -> None:
+    def __init__(self, source: nf.Rule, chain_name: str, tests: tuple[Test, ...], operation: int, argument: Any) -> None:
         self.source, self.chain_name = source, chain_name
         self.tests, self.operation, self.argument = tests, operation, argument
-        self.keys = keys  # by column: None, the destination or ANY, the service or ANY
         self.packets = self.bytes = 0
 
     def text(self) -> str:
-        """As iptables-save prints it (a built-in chain's policy as iptables -S does)."""
-        if isinstance(self.source.target, nf.Verdict) and not self.source.matches and self.keys[1] is None:
-            return f"-P {self.chain_name} {self.source.target.name}"
+        """As iptables-save prints it."""
         return rule_line(self.chain_name, self.source)
+
+
+class Policy(CompiledRule):
+    """What is reached in a built-in chain when no rule decided."""
+
+    __slots__ = ()
+
+    def text(self) -> str:
+        """As iptables -S prints it."""
+        return f"-P {self.chain_name} {self.name}"
+
+    @property
+    def name(self) -> str:
+        """ACCEPT or DROP."""
+        assert isinstance(self.source.target, nf.Verdict)
+        return self.source.target.name
+
+
+Cut = tuple[int, int, Sequence[CompiledRule]]  # from this place so many rules become these
+
+# --- columns --------------------------------
+
+
+class Column:
+    """`values` stand beside a chain's rules; `counts`: how many rules have a value, by what a column can compare."""
+
+    __slots__ = ("counts", "field", "values")
+
+    def __init__(self, field: int, values: list[Any], counts: tuple[int, int]) -> None:
+        self.field, self.values, self.counts = field, values, counts
+
+
+def column_of(rules: Sequence[CompiledRule]) -> Column | None:
+    """The more useful of both; None if neither saves enough."""
+    if len(rules) < _WORTH:
+        return None
+    keys = [_keys(rule.source) for rule in rules]
+    counts = _counts(keys)
+    field = _best(counts)
+    return None if field is None else Column(field, [key[field] for key in keys], counts)
+
+
+def _spliced_column(column: Column, rules: Sequence[CompiledRule], cuts: Sequence[Cut]) -> Column | None:
+    """The column of a chain after these cuts, which are of `rules`: what `column_of` would find."""
+    counts = list(column.counts)
+    values = []
+    for at, length, new in cuts:
+        keys = [_keys(rule.source) for rule in new]
+        gone = _counts([_keys(rule.source) for rule in rules[at : at + length]])
+        counts = [count - less + more for count, less, more in zip(counts, gone, _counts(keys), strict=True)]
+        values.append((at, length, [key[column.field] for key in keys]))
+    now = counts[0], counts[1]
+    if _best(now) != column.field:
+        return column_of(_spliced(rules, cuts))
+    return Column(column.field, _spliced(column.values, values), now)
+
+
+def _counts(keys: Iterable[tuple[Any, Any]]) -> tuple[int, int]:
+    keys = list(keys)
+    return sum(key[DESTINATION] is not ANY for key in keys), sum(key[SERVICE] is not ANY for key in keys)
+
+
+def _best(counts: tuple[int, int]) -> int | None:
+    field = DESTINATION if counts[DESTINATION] >= counts[SERVICE] else SERVICE
+    return field if counts[field] >= _WORTH else None
+
+
+def _keys(rule: nf.Rule) -> tuple[Any, Any]:
+    """The rule's values in both columns."""
+    destination: Any = ANY
+    service: Any = ANY
+    for match in rule.matches:
+        if isinstance(match, nf.Destination) and not match.invert:
+            destination = host_address(match.net) or ANY
+        elif isinstance(match, nf.DestinationPort) and not match.invert and match.low == match.high:
+            service = protocol_number(match.proto) << 16 | match.low
+    return destination, service
+
+
+def _spliced(items: Sequence[Any], cuts: Iterable[tuple[int, int, Sequence[Any]]]) -> list[Any]:
+    made: list[Any] = []
+    behind = 0
+    for at, length, new in cuts:
+        made += items[behind:at]
+        made += new
+        behind = at + length
+    made += items[behind:]
+    return made
+
+
+# --- chains --------------------------------
 
 
 class Body:
     """What a chain holds at one time. Never changed, only replaced."""
 
-    __slots__ = ("column", "keys", "policy", "rules", "source")
+    __slots__ = ("column", "policy", "rules")
 
-    def __init__(self, source: nf.Chain, rules: Sequence[CompiledRule], policy: CompiledRule | None) -> None:
-        self.source, self.rules, self.policy = source, tuple(rules), policy
-        self.column, self.keys = _best_column(self.rules)
+    def __init__(self, rules: tuple[CompiledRule, ...], policy: Policy | None, column: Column | None) -> None:
+        self.rules, self.policy, self.column = rules, policy, column
+
+    @classmethod
+    def of(cls, rules: Iterable[CompiledRule], policy: Policy | None = None) -> Body:
+        every = tuple(rules)
+        return cls(every, policy, column_of(every))
+
+    def spliced(self, cuts: Sequence[Cut]) -> Body:
+        """With these cuts, in order of place. Costs what they hold, and a copy."""
+        rules = tuple(_spliced(self.rules, cuts))
+        return Body(rules, self.policy, _spliced_column(self.column, self.rules, cuts) if self.column else column_of(rules))
 
 
 class CompiledChain:
-    """The identity of a chain, which jumps refer to."""
+    """The identity of a chain, which jumps refer to; `uses` counts them."""
 
-    __slots__ = ("body", "name")
+    __slots__ = ("body", "name", "uses")
 
     def __init__(self, name: str, body: Body) -> None:
-        self.name, self.body = name, body
-
-
-def _best_column(rules: tuple[CompiledRule, ...]) -> tuple[int, list[Any]]:
-    if len(rules) < _WORTH:
-        return NO_COLUMN, []
-    counts = [(sum(rule.keys[column] is not ANY for rule in rules), column) for column in (DESTINATION, SERVICE)]
-    useful, column = max(counts, key=lambda pair: (pair[0], -pair[1]))
-    if useful < _WORTH:
-        return NO_COLUMN, []
-    return column, [rule.keys[column] for rule in rules]
+        self.name, self.body, self.uses = name, body, 0
 
 
 class Walk:
@@ -114,10 +201,10 @@ def walk(chain: CompiledChain, packet: Packet, hits: list[Counted] | None, recor
         record.chains.append(chain.name)
     while True:
         start, found = at, None
-        if body.column:
-            found, at = _scan(body, at, packet)
+        rules, column = body.rules, body.column
+        if column is not None:
+            found, at = _scan(rules, column, at, packet)
         else:
-            rules = body.rules
             end = len(rules)
             while at < end:
                 rule = rules[at]
@@ -168,13 +255,13 @@ def walk(chain: CompiledChain, packet: Packet, hits: list[Counted] | None, recor
     return policy
 
 
-def _scan(body: Body, at: int, packet: Packet) -> tuple[CompiledRule | None, int]:
+def _scan(rules: tuple[CompiledRule, ...], column: Column, at: int, packet: Packet) -> tuple[CompiledRule | None, int]:
     """In a chain with a column: the next rule from `at` on whose conditions hold, and the place after it."""
-    rules, keys, end = body.rules, body.keys, len(body.rules)
-    value: Any = packet.dst if body.column == DESTINATION else packet.proto << 16 | packet.dport
+    values, end = column.values, len(rules)
+    value: Any = packet.dst if column.field == DESTINATION else packet.proto << 16 | packet.dport
     while at < end:
         try:
-            at = keys.index(value, at)
+            at = values.index(value, at)
         except ValueError:
             return None, end
         rule = rules[at]

@@ -326,7 +326,7 @@ class Netfilter:
         """No connection and no `recent` address is left: for simulations, in which every packet is a first one."""
         for connection in self.conntrack.connections(now):
             self.conntrack.kill(connection)
-        self._context.recent.keep_only(())
+        self._context.recent.lists.clear()
         self.nftables.forget()
         self.ipvs.forget()
 

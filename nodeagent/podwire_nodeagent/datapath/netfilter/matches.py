@@ -4,11 +4,15 @@ Each `Match` of a rule becomes one closure `(packet) -> bool` over constants, ch
 hold (comments) vanish. The conditions of the IP header come first, as in Linux, and the others in the rule's order,
 since some have effects (`-m recent --set`) or draw random numbers. Conditions that need more than the packet get it
 from a `Context`.
+
+What is equal is compiled once and kept once: a large table has a million conditions, of which few are different ones.
+Order to read: Context, Conditions, then a function for each kind.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Final
 
@@ -20,8 +24,10 @@ from podwire_nodeagent.datapath.netfilter.connection import DST_NAT, SRC_NAT
 from podwire_nodeagent.datapath.netfilter.ipsets import LiveSet, compile_test
 from podwire_nodeagent.datapath.netfilter.recent import RecentLists
 from podwire_nodeagent.datapath.packet import ESTABLISHED, ICMP, ICMPV6, INVALID, NEW, RELATED, UNTRACKED, Packet
+from podwire_nodeagent.datapath.wire import address_bytes
 
 Test = Callable[[Packet], bool]
+Matches = tuple[nf.AnyMatch, ...]
 
 PROTOCOLS: Final = {
     "all": 0,
@@ -40,6 +46,7 @@ PROTOCOLS: Final = {
 }
 _STATES: Final = {"ESTABLISHED": ESTABLISHED, "RELATED": RELATED, "NEW": NEW, "INVALID": INVALID, "UNTRACKED": UNTRACKED}
 _HEADER: Final = (nf.Source, nf.Destination, nf.InInterface, nf.OutInterface, nf.Protocol)
+_ASKING: Final = (nf.AddrType, nf.Statistic, nf.Recent, nf.Set)
 _TYPES: Final = ("LOCAL", "UNICAST", "BROADCAST", "MULTICAST")
 
 
@@ -59,22 +66,50 @@ def invalid(message: str) -> NetlinkError:
     return NetlinkError("EINVAL", message)
 
 
-def compile_matches(rule: nf.Rule, family: int, context: Context) -> tuple[Test, ...]:
-    """The rule's conditions in the order in which they are tested."""
-    ordered = sorted(rule.matches, key=lambda match: not isinstance(match, _HEADER))
-    _check_ports(rule)
-    tests = (_compile(match, family, context) for match in ordered)
-    return tuple(test for test in tests if test is not None)
+class Conditions:
+    """Compiles the conditions of one family's rules while a transaction lasts; equal ones once. What looks at the packet alone is
+    remembered for longer (`_plain`)."""
+
+    def __init__(self, family: int, context: Context) -> None:
+        self._family, self._context = family, context
+        self._kept: dict[nf.AnyMatch, nf.AnyMatch] = {}
+        self._tests: dict[nf.AnyMatch, Test | None] = {}
+
+    def compiled(self, matches: Matches) -> tuple[Matches, tuple[Test, ...]]:
+        """An equal list to keep, and its conditions in the order in which they are tested. Raises NetlinkError."""
+        _check_ports(matches)
+        kept = tuple(self._kept.get(match) or self._add(match) for match in matches)
+        tested = [(match, test) for match in kept if (test := self._tests[match]) is not None]
+        first = [test for match, test in tested if isinstance(match, _HEADER)]
+        return kept, (*first, *(test for match, test in tested if not isinstance(match, _HEADER)))
+
+    def _add(self, match: nf.AnyMatch) -> nf.AnyMatch:
+        if isinstance(match, _ASKING):
+            test: Test | None = _asking(match, self._family, self._context)
+        else:
+            match, test = _plain(match, self._family)
+        self._kept[match], self._tests[match] = match, test
+        return match
 
 
-def _check_ports(rule: nf.Rule) -> None:
-    protocols = {match.name for match in rule.matches if isinstance(match, nf.Protocol) and not match.invert}
-    for match in rule.matches:
+def _check_ports(matches: Matches) -> None:
+    for match in matches:
         if isinstance(match, nf.SourcePort | nf.DestinationPort):
-            if match.proto not in protocols:
+            if match.proto not in protocols(matches):
                 raise invalid(f"a {match.proto} port needs -p {match.proto}")
             if not 0 <= match.low <= match.high <= 65535:
                 raise invalid(f"invalid port range {match.low}:{match.high}")
+
+
+def protocols(matches: Matches) -> set[str]:
+    """Of which one the packet must be."""
+    return {match.name for match in matches if isinstance(match, nf.Protocol) and not match.invert}
+
+
+def host_address(net: str) -> bytes | None:
+    """Of a network of one address, as text that `network` took; None for others."""
+    address, _, prefix = net.partition("/")
+    return address_bytes(address) if prefix in ("", "128" if ":" in address else "32") else None
 
 
 def network(text: str, family: int) -> IPv4Network | IPv6Network:
@@ -96,38 +131,52 @@ def protocol_number(name: str) -> int:
     return number
 
 
-def _compile(match: nf.AnyMatch, family: int, context: Context) -> Test | None:
-    if isinstance(match, nf.Source):
-        return _in_network(network(match.net, family), True, match.invert)
-    if isinstance(match, nf.Destination):
-        return _in_network(network(match.net, family), False, match.invert)
-    if isinstance(match, nf.InInterface):
-        return _link(match.name, True, match.invert)
-    if isinstance(match, nf.OutInterface):
-        return _link(match.name, False, match.invert)
-    if isinstance(match, nf.Protocol):
-        return _protocol(protocol_number(match.name), match.invert)
-    if isinstance(match, nf.SourcePort):
-        return _port(protocol_number(match.proto), match.low, match.high, True, match.invert)
-    if isinstance(match, nf.DestinationPort):
-        return _port(protocol_number(match.proto), match.low, match.high, False, match.invert)
-    if isinstance(match, nf.Comment):
-        return None
-    if isinstance(match, nf.Mark):
-        return _mark(match.value, match.mask, match.invert)
-    if isinstance(match, nf.ConntrackState):
-        return _state(match)
+def _asking(match: nf.AnyMatch, family: int, context: Context) -> Test:
+    """What asks more than the packet."""
     if isinstance(match, nf.AddrType):
         return _address_type(match, context)
     if isinstance(match, nf.Statistic):
         return _statistic(match.probability, context)
     if isinstance(match, nf.Recent):
         return _recent(match, context)
-    if isinstance(match, nf.Set):
-        return _set(match, family, context)
+    assert isinstance(match, nf.Set)
+    return _set(match, family, context)
+
+
+@lru_cache(maxsize=4096)
+def _plain(match: nf.AnyMatch, family: int) -> tuple[nf.AnyMatch, Test | None]:
+    """What looks at the packet alone, with the match that others have too."""
+    if isinstance(match, nf.Comment):
+        return match, None
+    if isinstance(match, nf.Source | nf.Destination):
+        return match, _address(match, family)
+    if isinstance(match, nf.InInterface | nf.OutInterface):
+        return match, _link(match.name, isinstance(match, nf.InInterface), match.invert)
+    if isinstance(match, nf.Protocol):
+        return match, _protocol(protocol_number(match.name), match.invert)
+    if isinstance(match, nf.SourcePort | nf.DestinationPort):
+        return match, _port(protocol_number(match.proto), match.low, match.high, isinstance(match, nf.SourcePort), match.invert)
+    if isinstance(match, nf.Mark):
+        return match, _mark(match.value, match.mask, match.invert)
+    if isinstance(match, nf.ConntrackState):
+        return match, _state(match)
     if isinstance(match, nf.PhysDev):
-        return (lambda packet: not packet.bridged) if match.invert else (lambda packet: packet.bridged)
-    return _icmp(match, family)
+        return match, (lambda packet: not packet.bridged) if match.invert else (lambda packet: packet.bridged)
+    assert isinstance(match, nf.IcmpType)
+    return match, _icmp(match, family)
+
+
+def _address(match: nf.Source | nf.Destination, family: int) -> Test | None:
+    source, invert = isinstance(match, nf.Source), match.invert
+    try:
+        raw = host_address(match.net)
+    except ValueError:
+        raw = None  # `network` says what is wrong
+    if raw is None or len(raw) != (4 if family == 4 else 16):
+        return _in_network(network(match.net, family), source, invert)
+    if source:
+        return (lambda packet: packet.src != raw) if invert else (lambda packet: packet.src == raw)
+    return (lambda packet: packet.dst != raw) if invert else (lambda packet: packet.dst == raw)
 
 
 def _in_network(net: IPv4Network | IPv6Network, source: bool, invert: bool) -> Test | None:
@@ -135,10 +184,6 @@ def _in_network(net: IPv4Network | IPv6Network, source: bool, invert: bool) -> T
     raw = net.network_address.packed
     if prefix == 0:
         return (lambda packet: False) if invert else None
-    if prefix == width:
-        if source:
-            return (lambda packet: packet.src != raw) if invert else (lambda packet: packet.src == raw)
-        return (lambda packet: packet.dst != raw) if invert else (lambda packet: packet.dst == raw)
     if prefix & 7 == 0:
         begin = raw[: prefix >> 3]
         if source:

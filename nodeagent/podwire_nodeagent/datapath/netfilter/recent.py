@@ -4,7 +4,6 @@ most 100 addresses a list, the longest unused one makes room; times are of the l
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
 from typing import Final
 
 MAX_ADDRESSES: Final = 100  # ip_list_tot
@@ -34,7 +33,6 @@ class RecentLists:
         then = addresses.get(address)
         return then is not None and (not seconds or then >= now - seconds)
 
-    def keep_only(self, names: Iterable[str]) -> None:
-        """Forget the lists that no rule names any more."""
-        wanted = set(names)
-        self.lists = {name: addresses for name, addresses in self.lists.items() if name in wanted}
+    def forget(self, name: str) -> None:
+        """No rule names this list any more."""
+        self.lists.pop(name, None)

@@ -1,8 +1,9 @@
 """What is in force: chains, rules, sets and their elements, compiled.
 
 Rules it keeps: a jump refers to the `Chain` itself, a lookup to the set's dict, so that a change is visible to all at once.
-`uses` counts who refers to a chain or a set: what is used cannot be deleted. Keys of sets are what `operator.attrgetter` takes
-from a packet: a value, or for concatenations a tuple.
+`uses` counts who refers to a chain or a set: what is used cannot be deleted. A rule and an element know where they stand by its
+name alone: no circle refers back, so that tables which are replaced go at once. Keys of sets are what `operator.attrgetter`
+takes from a packet: a value, or for concatenations a tuple.
 """
 
 from __future__ import annotations
@@ -43,15 +44,15 @@ class Set:
 
 
 class Rule:
-    """`refs`: the chains and sets that it uses. `packets` and `bytes` count matches, for those who ask; kube-proxy's rules
-    have no counter statement, so nft prints none."""
+    """`chain`: its name. `refs`: the chains and sets that it uses. `packets` and `bytes` count matches, for those who ask;
+    kube-proxy's rules have no counter statement, so nft prints none."""
 
     __slots__ = ("argument", "bytes", "chain", "family", "operation", "packets", "refs", "source", "tests")
 
     def __init__(
         self,
         source: nft.Rule,
-        chain: Chain,
+        chain: str,
         family: int,
         tests: tuple[Test, ...],
         operation: int,
@@ -64,21 +65,20 @@ class Rule:
 
     def text(self) -> str:
         """As nft prints it, behind its chain."""
-        name = f"{self.chain.name} policy" if self is self.chain.policy else self.chain.name
-        return f"{name} {nft_text.rule(self.source, self.family)}"
+        return f"{self.chain} {nft_text.rule(self.source, self.family)}"
 
 
 class Element:
-    """An element with a verdict; one of an anonymous map (`numgen`) has no set and no text of its own."""
+    """An element with a verdict; `set`: the name of its map. One of an anonymous map (`numgen`) has none."""
 
     __slots__ = ("argument", "bytes", "operation", "packets", "set", "source")
 
-    def __init__(self, source: nft.Element, where: Set | None, operation: int, argument: Any) -> None:
+    def __init__(self, source: nft.Element, where: str, operation: int, argument: Any) -> None:
         self.source, self.set, self.operation, self.argument = source, where, operation, argument
         self.packets = self.bytes = 0
 
     def text(self) -> str:
-        return f"{self.set.source.name if self.set else ''} {{ {nft_text.element(self.source)} }}".lstrip()
+        return f"{self.set} {{ {nft_text.element(self.source)} }}".lstrip()
 
 
 Decision = Rule | Element  # what ended a walk
@@ -86,4 +86,4 @@ Decision = Rule | Element  # what ended a walk
 
 def policy_rule(chain: Chain, family: int, operation: int = ACCEPT_OP) -> Rule:
     name = chain.hook.policy if chain.hook else "accept"
-    return Rule(nft.Rule((nft.Verdict(name),)), chain, family, (), operation, None, ())
+    return Rule(nft.Rule((nft.Verdict(name),)), f"{chain.name} policy", family, (), operation, None, ())

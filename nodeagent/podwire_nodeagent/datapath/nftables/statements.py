@@ -10,7 +10,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from ipaddress import ip_address
 from operator import attrgetter
 from typing import Any, Final
 
@@ -32,6 +31,7 @@ from podwire_nodeagent.datapath.netfilter.chains import (
 from podwire_nodeagent.datapath.netfilter.matches import Context
 from podwire_nodeagent.datapath.nftables.compiled import DISPATCH, Chain, Element, Rule, Set, Test
 from podwire_nodeagent.datapath.packet import ESTABLISHED, INVALID, NEW, RELATED, UNTRACKED, Packet
+from podwire_nodeagent.datapath.wire import address_bytes
 
 FIELDS: Final = {"saddr": "src", "daddr": "dst", "l4proto": "proto", "dport": "dport"}
 TYPES: Final = {"saddr": "addr", "daddr": "addr", "l4proto": "inet_proto", "dport": "inet_service"}
@@ -45,15 +45,6 @@ _ENDS: Final = (nft.Verdict, nft.Lookup, nft.Random, nft.Reject, nft.Dnat, nft.M
 
 def invalid(message: str) -> NetlinkError:
     return NetlinkError("EINVAL", message)
-
-
-def packed(text: str) -> bytes:
-    """An address; ValueError if it is none. IPv4 does not go through `ipaddress`, of which a whole table has too many."""
-    try:
-        found = bytes(map(int, text.split(".")))
-    except ValueError:
-        return ip_address(text).packed
-    return found if len(found) == 4 and "{}.{}.{}.{}".format(*found) == text else ip_address(text).packed
 
 
 class Scope:
@@ -88,7 +79,7 @@ class Scope:
         common = self._common.setdefault
         statements = tuple(common(each, each) if isinstance(each, _COMMON) else each for each in source.statements)
         kept = nft.Rule(statements, source.comment, common(source.origin, source.origin))
-        return Rule(kept, chain, self.family, tuple(tests), operation, argument, tuple(refs))
+        return Rule(kept, chain.name, self.family, tuple(tests), operation, argument, tuple(refs))
 
     def element(self, source: nft.Element, where: Set) -> Element:
         operation, argument = ACCEPT_OP, None
@@ -99,7 +90,7 @@ class Scope:
         )
         if source.verdict is not None:
             operation, argument = self._verdict(source.verdict)
-        return Element(source, where, operation, argument)
+        return Element(source, where.source.name, operation, argument)
 
     # --- what ends a rule
 
@@ -143,7 +134,7 @@ class Scope:
         for number, each in enumerate(given.verdicts):
             operation, chain = self._verdict(each)
             refs += [chain] if chain is not None else []
-            choices.append(Element(nft.Element((str(number),), each), None, operation, chain))
+            choices.append(Element(nft.Element((str(number),), each), "", operation, chain))
         return _numgen(tuple(choices), self.context.chooser)
 
     def _set(self, name: str, fields: tuple[str, ...], verdicts: bool, refs: list[Chain | Set]) -> Set:
@@ -161,7 +152,7 @@ class Scope:
 
     def _address(self, text: str) -> bytes:
         try:
-            address = packed(text)
+            address = address_bytes(text)
         except ValueError as error:
             raise invalid(str(error)) from None
         if len(address) != (4 if self.family == 4 else 16):

@@ -23,8 +23,8 @@ from podwire_core.netlink import NetlinkError, NftUpdate
 from podwire_nodeagent.datapath.netfilter.chains import ACCEPT_OP, DROP_OP, GOTO, JUMP
 from podwire_nodeagent.datapath.netfilter.matches import Context
 from podwire_nodeagent.datapath.nftables.compiled import Chain, Element, Rule, Set, policy_rule
-from podwire_nodeagent.datapath.nftables.statements import PROTOCOLS, Scope, invalid, packed
-from podwire_nodeagent.datapath.wire import address_text
+from podwire_nodeagent.datapath.nftables.statements import PROTOCOLS, Scope, invalid
+from podwire_nodeagent.datapath.wire import address_bytes, address_text
 
 HOOKS: Final = ("prerouting", "input", "forward", "output", "postrouting")
 MAX_DEPTH: Final = 16
@@ -301,7 +301,7 @@ def _part(text: str, kind: str) -> Any:
         if not text.isdecimal() or int(text) > 65535:
             raise invalid(f"invalid port {text!r}")
         return int(text)
-    address = packed(text)
+    address = address_bytes(text)
     if len(address) != (4 if kind == "ipv4_addr" else 16):
         raise invalid(f"{text} is not an {kind}")
     return address

@@ -163,3 +163,17 @@ def test_deep_chains_do_not_recurse():
     gate = Gate()
     gate.netfilter.replace([table("filter", nf.Chain("FORWARD", one(nf.Jump("C0"))), *chains)])
     assert gate.forward(QUERY).action == "drop"
+
+
+def test_a_recent_list_goes_with_the_last_rule_that_names_it():
+    gate = Gate("*filter\n-A FORWARD -m recent --set --name L --mask 255.255.255.255 --rsource\nCOMMIT\n")
+    gate.forward(QUERY)
+    lists = gate.netfilter.ruleset.context.recent.lists
+    before = gate.netfilter.dump()[0].table
+    again = nf.Chain("X", one(nf.NoTarget(), nf.Recent("L", set=True)))
+    gate.netfilter.update(ChainsUpdate("filter", 4, (nf.Chain("FORWARD"), again)))
+    assert set(lists) == {"L"}
+    gate.netfilter.replace([before])  # the same rules, stated again
+    assert set(lists) == {"L"}
+    gate.netfilter.update(ChainsUpdate("filter", 4, (nf.Chain("FORWARD", (DROP53,)),)))
+    assert lists == {}
