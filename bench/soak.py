@@ -8,8 +8,8 @@ ClusterIP with a backend on each:
     short    a TCP connection for a block, again and again
     udp      datagrams of 16 to 4 000 bytes (fragments), numbered and with a checksum, which come back
 
-Meanwhile, a few times a second, one of: a Service more or less, another mode of kube-proxy, a pod's offloads (TSO, GSO, checksums)
-off or on, the tunnel's MTU down to 1280 or up again (path MTU discovery), the relay's manners.
+Meanwhile, a few times a second, one of: a Service more or less, another mode of kube-proxy, a pod's offloads (TSO, GSO,
+checksums) off or on, the tunnel's MTU down to 1280 or up again (path MTU discovery), the relay's manners.
 
 What must hold at the end, or the exit status is 1:
 
