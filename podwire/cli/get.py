@@ -12,8 +12,8 @@ import click
 from msgspec import Struct
 
 from podwire.cli import printers
+from podwire.cli.formats import NONE, table
 from podwire.cli.formats import labels as label_text
-from podwire.cli.formats import table
 from podwire.cli.options import namespace_option, output_option, print_json, print_yaml, session_command
 from podwire.cli.session import Ref, Session
 from podwire.paths import ClusterError
@@ -23,7 +23,18 @@ from podwire_core.objects import Json
 if TYPE_CHECKING:
     from podwire_core.rpc.messages import ResourceInfo
 
-ALL = ("pods", "services", "replicationcontrollers", "daemonsets", "deployments", "replicasets", "statefulsets", "jobs")
+COLUMNS = "custom-columns="
+ALL = (
+    "pods",
+    "services",
+    "replicationcontrollers",
+    "daemonsets",
+    "deployments",
+    "replicasets",
+    "statefulsets",
+    "cronjobs",
+    "jobs",
+)
 
 
 class Query(Struct):
@@ -57,7 +68,8 @@ class Shape(Struct):
 @click.option("-l", "--selector", default="", metavar="LABELS", help="Only with these labels: a=b,c!=d,e in (f,g),h")
 @click.option("--field-selector", default="", metavar="FIELDS", help="Only with these fields: spec.nodeName=node1")
 @click.option("-w", "--watch", is_flag=True, help="Go on and print changes.")
-@click.option("-o", "--output", metavar="FORMAT", help="wide, json, yaml, name, jsonpath='{…}'")
+@click.option("-o", "--output", metavar="FORMAT", help="wide, json, yaml, name, jsonpath='{…}', custom-columns=TITLE:PATH,…")
+@click.option("--sort-by", metavar="PATH", help="By this field: .metadata.creationTimestamp")
 @click.option("--show-labels", is_flag=True, help="Labels as the last column.")
 @click.option("--no-headers", is_flag=True, help="No titles.")
 @session_command
@@ -70,6 +82,7 @@ def get(
     field_selector: str,
     watch: bool,
     output: str | None,
+    sort_by: str | None,
     show_labels: bool,
     no_headers: bool,
 ) -> None:
@@ -80,6 +93,11 @@ def get(
         raise click.UsageError("names cannot be combined with -A, -l or --field-selector")
     space = "" if all_namespaces else (namespace or "default")
     found = [fetch(session, query, space, selector, field_selector) for query in queries]
+    if sort_by is not None:
+        from podwire.cli.jsonpath import sort_key
+
+        for each in found:
+            each.items.sort(key=sort_key(sort_by))
     if output in (None, "wide"):
         for query in queries:
             query.custom = _custom_columns(session, query.info)
@@ -90,8 +108,9 @@ def get(
 
 
 def _check_output(output: str | None) -> None:
-    if output not in (None, "wide", "json", "yaml", "name") and not (output or "").startswith("jsonpath="):
-        raise click.UsageError(f"-o: there is no {output!r}; there is: wide, json, yaml, name, jsonpath={{…}}")
+    if output not in (None, "wide", "json", "yaml", "name") and not output.startswith(("jsonpath=", COLUMNS)):
+        known = "wide, json, yaml, name, jsonpath={…}, custom-columns=TITLE:PATH,…"
+        raise click.UsageError(f"-o: there is no {output!r}; there is: {known}")
 
 
 def parse_what(session: Session, what: tuple[str, ...]) -> list[Query]:
@@ -154,6 +173,12 @@ def show(found: list[Found], shape: Shape, space: str) -> None:
 
         one = len(items) == 1 and bool(found[0].query.names)
         click.echo(render(output.removeprefix("jsonpath="), items[0] if one else {"kind": "List", "items": items}), nl=False)
+    elif output.startswith(COLUMNS):
+        from podwire.cli.jsonpath import columns, render
+
+        wanted = columns(output.removeprefix(COLUMNS))
+        rows = [[render(template, item) or NONE for _, template in wanted] for item in items]
+        click.echo(table([title for title, _ in wanted], rows, shape.titles))
     elif not items:
         where = f" in {space} namespace" if space and any(each.query.info.namespaced for each in found) else ""
         click.echo(f"No resources found{where}.", err=True)

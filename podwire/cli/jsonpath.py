@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 from msgspec import Struct
@@ -206,3 +207,34 @@ def _render(nodes: tuple[Node, ...], data: Any) -> str:
 
 def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+
+
+# --- for tables --------------------------------
+
+
+def sort_key(template: str) -> Callable[[Any], tuple[int, float, str]]:
+    """For `get --sort-by`: objects without the field first, numbers by value, all else as text (RFC 3339 times sort so)."""
+    nodes = parse(template)
+    path = nodes[0] if len(nodes) == 1 else None
+    if not isinstance(path, Path):
+        raise _wrong(template, "one path is to be given, like .metadata.name")
+
+    def key(obj: Any) -> tuple[int, float, str]:
+        found = next(iter(find(path, obj)), None)
+        if isinstance(found, int | float):
+            return 1, float(found), ""
+        return (0, 0.0, "") if found is None else (2, 0.0, _plain(found))
+
+    return key
+
+
+def columns(spec: str) -> list[tuple[str, str]]:
+    """For `-o custom-columns=NAME:.metadata.name,IP:.status.podIP`: titles and templates."""
+    found = []
+    for part in re.split(r",(?![^\[\]]*\])", spec):
+        title, colon, template = part.partition(":")
+        if not title or not colon or not template:
+            raise ClusterError(f"custom-columns: {part!r} is not TITLE:PATH", 2)
+        parse(template)
+        found.append((title, template))
+    return found

@@ -61,7 +61,7 @@ def superframe(
     ident: int = 7, seq: int = 1000, flags: int = 0x10, source: bytes = b"\x0a\xf4\x01\x05",
 ) -> bytearray:  # fmt: skip
     """A frame as a TAP hands it out."""
-    transport = struct.pack("!HHHH", 1234, 80, 0, 0) if udp else b""
+    transport = struct.pack("!HHHH", 1234, 80, 8 + len(payload), 0) if udp else b""
     if not udp:
         transport = struct.pack("!HHIIBBHHH", 1234, 80, seq, 99, (20 + len(options)) << 2, flags, 500, 0, 0) + options
     length = len(transport) + len(payload)
@@ -78,12 +78,17 @@ def superframe(
             0,
         )
         ip += source + b"\x0a\xf4\x02\x07" + ip_options
+        ip = ip[:10] + (65535 - slow_sum(ip)).to_bytes(2, "big") + ip[12:]
     else:
         ip = struct.pack("!IHBB", 0x60000000, length & 65535, 17 if udp else 6, 64) + bytes(range(32))
     eth = bytes.fromhex("02000af4020702000af40105") + (b"\x08\x00" if v4 else b"\x86\xdd")
     kind = GSO_UDP_L4 if udp else GSO_TCPV4 if v4 else GSO_TCPV6
     vnet = VNET.pack(1, kind, 0, size, 14 + len(ip), 6 if udp else 16)
-    return bytearray(vnet + eth + ip + transport + payload)
+    frame = bytearray(vnet + eth + ip + transport + payload)
+    field = len(vnet + eth + ip) + (6 if udp else 16)
+    pseudo = slow_sum(ip[12:20] if v4 else ip[8:40], (17 if udp else 6) + length)
+    frame[field : field + 2] = pseudo.to_bytes(2, "big")  # as the kernel leaves it to whoever cuts
+    return frame
 
 
 def pieces(result: tuple[memoryview, int]) -> list[bytes]:

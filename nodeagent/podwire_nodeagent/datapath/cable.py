@@ -41,6 +41,9 @@ class Cable:
     def close(self) -> None:
         self._socket.close()
 
+    def overflow(self) -> int:
+        return self._socket.overflow()
+
     def send(self, frame: Buffer, _tunnel: Tunnel | None = None) -> None:
         owner = self._underlay.cables.get(bytes(frame[ETH : ETH + 6]))
         peers = self._underlay.peers if owner is None else (owner,)

@@ -149,7 +149,8 @@ class Kernel:
             for link in data:
                 link.attached = link.kind not in FD_KINDS or link.index in self.taps
         elif what == "counters":
-            data = {**data, **self.loop.counters}
+            overflow = {"drop.tunnel_overflow": self.tunnels.overflow(), "drop.cable_overflow": self.cable.overflow()}
+            data = {**data, **self.loop.counters, **{name: count for name, count in overflow.items() if count}}
         elif what == "info":
             data = {**data, "pid": os.getpid(), "version": 1, "started": self.started, "node": self.node}
         return data

@@ -131,6 +131,7 @@ def shape(frame: Buffer) -> Shape | str:
     payload = l4 + (4 * (frame[l4 + 12] >> 4) if tcp else 8)
     if not l4 + (20 if tcp else 8) <= payload < min(len(frame), MAX_HEADERS):
         return "gso_headers"
+    size = min(size, len(frame) - payload)  # one segment alone may be shorter than they all could be
     return Shape(l4, payload, size, -(-(len(frame) - payload) // size), tcp, v4)
 
 

@@ -51,6 +51,10 @@ class Tunnels:
         for socket in (self._receiver, *self._senders):
             socket.close()
 
+    def overflow(self) -> int:
+        """Datagrams that came faster than they were read."""
+        return self._receiver.overflow()
+
     def send(self, frame: Buffer, tunnel: Tunnel | None) -> None:
         """Encapsulate and send. The frame may be a superframe; its virtio header is taken off."""
         if tunnel is None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+import sys
 
 from podwire_nodeagent.datapath.coalesce import HEADROOM
 from podwire_nodeagent.datapath.loop import EPOLLERR, EPOLLIN, EPOLLOUT, Backlog, Handler, Loop
@@ -23,7 +24,7 @@ from podwire_nodeagent.datapath.wire import Buffer
 UDP_SEGMENT, UDP_GRO, SOL_UDP = 103, 104, 17
 IP_MTU_DISCOVER, IP_PMTUDISC_DO = 10, 2
 IPV6_MTU_DISCOVER = 23
-SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
+SO_SNDBUFFORCE, SO_RCVBUFFORCE, SO_MEMINFO = 32, 33, 55
 SOCKET_BUFFER = 8 << 20  # a hundred superframes: less loses whole bursts while the loop is elsewhere
 
 Address = tuple[str, int]
@@ -81,6 +82,10 @@ class UdpSocket:
             self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # reading it clears it
         if events & ~EPOLLOUT and self._on_readable is not None:
             self._on_readable(events)
+
+    def overflow(self) -> int:
+        """Datagrams that the kernel dropped because this socket's buffer was full (SK_MEMINFO_DROPS)."""
+        return int.from_bytes(self._sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36)[32:36], sys.byteorder)
 
     def receive(self) -> tuple[int, int, str] | None:
         """Bytes in the buffer, bytes of each datagram but the last, and the sender's host; None if there is nothing."""

@@ -42,6 +42,14 @@ def test_a_full_superframe_and_the_smallest_segments_fit() -> None:
         assert pieces(cutter.cut(frame, b"")) == reference(bytes(frame), b"")
 
 
+@pytest.mark.parametrize("v4", [True, False])
+def test_one_segment_that_is_shorter_than_its_size(v4: bool) -> None:
+    frame = superframe(b"x" * 900, 65535, v4=v4)
+    result = Cutter().cut(frame, b"")
+    assert not isinstance(result, str)
+    assert pieces(result) == reference(bytes(frame), b"")
+
+
 def test_what_is_no_superframe_is_a_reason() -> None:
     cut, good = Cutter().cut, superframe(bytes(3000), 1000)
 

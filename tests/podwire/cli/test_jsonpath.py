@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from podwire.cli.jsonpath import render
+from podwire.cli.jsonpath import columns, render, sort_key
 from podwire.paths import ClusterError
 
 DATA = {
@@ -58,3 +58,18 @@ def test_any_text_is_rendered_or_refused(template):
         render(template, DATA)
     except ClusterError:
         pass
+
+
+def test_sorting_by_a_field():
+    objects = [{"a": 10}, {"a": 9}, {"b": 1}, {"a": "x"}, {"a": "w"}]
+    assert sorted(objects, key=sort_key(".a")) == [{"b": 1}, {"a": 9}, {"a": 10}, {"a": "w"}, {"a": "x"}]
+    for wrong in ("", "a{.b}", "{.a}{.b}"):
+        with pytest.raises(ClusterError, match="one path"):
+            sort_key(wrong)
+
+
+def test_custom_columns():
+    assert columns("NAME:.metadata.name,IP:.status.podIP") == [("NAME", ".metadata.name"), ("IP", ".status.podIP")]
+    for wrong in ("NAME", "NAME:", ":.a", "A:.b,,C:.d"):
+        with pytest.raises(ClusterError, match="is not TITLE:PATH"):
+            columns(wrong)

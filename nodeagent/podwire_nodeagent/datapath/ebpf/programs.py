@@ -24,7 +24,8 @@ from podwire_nodeagent.datapath.ebpf import dsr
 from podwire_nodeagent.datapath.ebpf.lb import Choice, Found
 from podwire_nodeagent.datapath.ebpf.table import Entry
 from podwire_nodeagent.datapath.ebpf.translate import PROTOCOLS, arrived_icmp, note, rewritten
-from podwire_nodeagent.datapath.netfilter.connection import DST_NAT, ORIGINAL, REPLY, make_key, packet_key
+from podwire_nodeagent.datapath.netfilter.connection import DST_NAT, ORIGINAL, REPLY, invert, make_key, packet_key
+from podwire_nodeagent.datapath.netfilter.tcp import SYN_RECV, SYN_SENT
 from podwire_nodeagent.datapath.packet import ACK, ICMP, SYN, TCP, Packet
 from podwire_nodeagent.datapath.wire import ETH, ETHERTYPE_IPV4, L3, address_bytes
 
@@ -99,7 +100,10 @@ def serve(stack: Stack, walk: Walk, link: Link, packet: Packet, stage: str) -> b
     lb = stack.lb
     inside = link.kind != "uplink" or is_native(stack, packet.src)
     found = lb.lookup(packet, inside)
-    if found is None or translated_by_netfilter(stack, packet):
+    if found is None:
+        forget_service(stack, packet, walk.now)
+        return True
+    if translated_by_netfilter(stack, packet):
         return True
     origin, service = lb.origin(found.service.rev_nat_index), found.service
     if walk.steps is not None:
@@ -137,11 +141,22 @@ def is_native(stack: Stack, source: bytes) -> bool:
     return any(ip_address(source) in ip_network(cidr) for cidr in stack.lb.settings.native_cidrs)
 
 
+def forget_service(stack: Stack, packet: Packet, now: float) -> None:
+    """A client that came to a backend by way of a Service now comes to it directly, from the same port: the answers are for the
+    backend's own address (bpf_lxc.c: an entry whose rev_nat_index is another one's is made anew)."""
+    entry = stack.lb.table.find(invert(packet_key(packet)), now)
+    begins = packet.proto != TCP or packet.flags & (SYN | ACK) == SYN
+    if entry is not None and begins and entry.reply == invert(packet_key(packet)):
+        stack.lb.table.kill(entry)
+
+
 def translated_by_netfilter(stack: Stack, packet: Packet) -> bool:
     """A connection that was there before the programs were: kube-proxy's rules have translated it, and conntrack remembers."""
     connection = stack.netfilter.conntrack.entries.get(packet_key(packet))
+    if connection is None or not connection.status & DST_NAT:
+        return False
     begins = packet.proto == TCP and packet.flags & (SYN | ACK) == SYN
-    return connection is not None and bool(connection.status & DST_NAT) and not begins
+    return not begins or connection.state in (SYN_SENT, SYN_RECV)  # a SYN again, whose answer was lost, is no new beginning
 
 
 def refusal(stack: Stack, walk: Walk, found: Found, packet: Packet, inside: bool, stage: str) -> str:

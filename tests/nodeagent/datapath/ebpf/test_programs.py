@@ -420,6 +420,41 @@ def test_a_connection_outlives_a_change_of_modes_in_both_directions():
         assert all(not m.elements for m in net.one.stack.dump("bpf.maps", 0.0) if m.name == ebpf.SERVICES) == (after != "ebpf")
 
 
+@pytest.mark.parametrize("proto", ["tcp", "udp"])
+def test_a_client_that_goes_to_the_backend_itself_from_the_port_it_had_for_the_service(proto):
+    net = Net()
+    server = net.one.add_pod("10.244.1.9")
+    net.serve(server)
+
+    def ends(source, target, sport, dport, flags):
+        return tcp(source, target, sport, dport, flags, 100, 101) if proto == "tcp" else udp(source, target, sport, dport)
+
+    for to, dport in ((VIP, 80), (server.address, 8080)):
+        net.client.send(ends(net.client.address, to, 40000, dport, SYN), server.mac if to == server.address else "")
+        net.cluster.run()
+        [seen] = server.take()
+        server.send(ends(server.address, seen.src, 8080, seen.sport, SYN | ACK), net.client.mac)
+        net.cluster.run()
+        assert [(s.src, s.sport, s.dport, s.bad) for s in net.client.take()] == [(to, dport, 40000, [])]
+
+
+def test_a_syn_sent_again_after_a_change_of_modes_goes_to_the_same_server_from_the_same_port():
+    for before, after in (("ebpf", "iptables"), ("iptables", "ebpf"), ("ipvs", "ebpf"), ("ebpf", "ipvs"), ("ipvs", "nftables")):
+        net = Net(before)
+        servers = [net.two.add_pod(f"10.244.2.{9 + i}") for i in range(8)]
+        net.serve(*servers)
+        syn = tcp(net.client.address, VIP, 40000, 80, SYN, 100, 0)
+        net.client.send(syn)
+        net.cluster.run()
+        [(server, first)] = [(server, seen) for server in servers for seen in server.take()]
+        net.proxies = [net.proxy(node, ProxyConfiguration(after)) for node in net.cluster.nodes]
+        net.serve(*servers)
+        net.client.send(syn)
+        net.cluster.run()
+        [(other, again)] = [(server, seen) for server in servers for seen in server.take()]
+        assert (other.address, again.src, again.sport) == (server.address, first.src, first.sport), (before, after)
+
+
 def test_map_operations_are_all_or_nothing():
     net = Net()
     net.serve(net.client)
