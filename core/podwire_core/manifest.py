@@ -137,6 +137,8 @@ def _explain(error: yaml.MarkedYAMLError, text: str, name: str) -> str:
     before = lines[mark.line][: mark.column + 1] if mark.line < len(lines) else ""
     if before.lstrip(" ").startswith("\t"):
         what = "a tab in the indentation; YAML indents with spaces"
+    elif "maximum nesting depth" in what:  # newer versions of libyaml have a limit of their own
+        what = f"nested deeper than {MAX_DEPTH} levels"
     return f"{name}:{mark.line + 1}: {what}"
 
 

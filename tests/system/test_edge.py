@@ -227,10 +227,15 @@ def test_a_name_of_the_world_fails_at_once_when_no_upstream_can_be_reached(clust
     cluster("exec", "client", "--", "true")
     corefile = json.loads(cluster("get", "configmap", "coredns", "-n", "kube-system", "-o", "json"))
     assert "forward . /etc/resolv.conf" in corefile["data"]["Corefile"]
-    began = time.monotonic()
-    done = cluster.run("exec", "client", "--", "dig", "+tries=1", "+time=5", "nosuch.example.com")
-    assert "status: SERVFAIL" in done.out
-    assert time.monotonic() - began < 1.5  # an upstream that is waited for takes two seconds
+
+    def at_once():
+        began = time.monotonic()
+        done = cluster.run("exec", "client", "--", "dig", "+tries=1", "+time=5", "nosuch.example.com")
+        assert "status: SERVFAIL" in done.out
+        return time.monotonic() - began < 1.5  # an upstream that is waited for takes two seconds
+
+    # Not always the first time: the edge sends a node one such error a second once it has sent six (icmp_ratelimit).
+    until(at_once, "an answer that did not wait for the upstream")
 
 
 def test_the_examples(cluster):

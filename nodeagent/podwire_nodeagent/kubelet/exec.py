@@ -94,7 +94,7 @@ async def _converse(
     said = await runtime.read_line(control)
     if "pid" not in said:
         return int(said.get("code", 128)), str(said.get("error", "the shim died"))
-    pidfd = os.pidfd_open(said["pid"]) if _alive(said["pid"]) else -1
+    pidfd = _pidfd(said["pid"])
     drained = trio.Event()
     try:
         async with trio.open_nursery() as nursery:
@@ -111,8 +111,12 @@ async def _converse(
     return (int(ended["exit"]), "") if "exit" in ended else (137, "the command was killed")
 
 
-def _alive(pid: int) -> bool:
-    return os.path.exists(f"/proc/{pid}")
+def _pidfd(pid: int) -> int:
+    """-1 if the command has already ended."""
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return -1
 
 
 async def _deliver(channel: _Pipes | _Terminal, send: Send, drained: trio.Event) -> None:
