@@ -21,6 +21,17 @@ test: ## the whole test suite (PYTEST="-k name" for some)
 	@scripts/bootstrap test
 	$(BIN)/python -m pytest $(PYTEST)
 
+.PHONY: compiled
+compiled: ## compile the datapath with mypyc: faster packets, the same sources (needs gcc and python3-dev)
+	@scripts/bootstrap compile
+	@scripts/compile
+
+.PHONY: test-compiled
+test-compiled: ## the datapath's tests over the compiled build
+	@scripts/bootstrap compile
+	@scripts/compile
+	PODWIRE_COMPILED=require $(BIN)/python -m pytest tests/nodeagent/datapath tests/oracle tests/podwire tests/system/test_commands.py $(PYTEST)
+
 .PHONY: lint
 lint: ## ruff: rules and format
 	@scripts/bootstrap

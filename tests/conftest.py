@@ -2,6 +2,9 @@
 
 A test marked `root` makes namespaces and TAP devices. Where that is not possible it is skipped, and the summary says why; with
 CI or PODWIRE_REQUIRE_ROOT=1 in the environment such a skip is a failure, so that a run that says "passed" has run everything.
+
+The datapath's sources are what is tested, unless PODWIRE_COMPILED=require asks for their compiled build (scripts/compile), for
+which the same tests hold, but those marked `interpreted`.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from podwire.paths import ClusterError
 settings.register_profile("podwire", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("podwire")
 
+os.environ.setdefault("PODWIRE_COMPILED", "off")
 REQUIRED = bool(os.environ.get("CI") or os.environ.get("PODWIRE_REQUIRE_ROOT"))
 
 
@@ -36,6 +40,10 @@ def missing_privilege() -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.environ["PODWIRE_COMPILED"] != "off":
+        for item in items:
+            if item.get_closest_marker("interpreted"):
+                item.add_marker(pytest.mark.skip(reason="patches what the compiled build has inlined"))
     if REQUIRED or not any(item.get_closest_marker("root") for item in items):
         return
     if reason := missing_privilege():

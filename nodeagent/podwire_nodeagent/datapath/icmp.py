@@ -10,15 +10,25 @@ Rules:
 
 from __future__ import annotations
 
+from typing import Final
+
 from podwire_nodeagent.datapath.checksum import checksum, ones_sum, pseudo_sum
 from podwire_nodeagent.datapath.packet import ACK, FIN, ICMP4_QUERIES, RST, SYN, Packet
 from podwire_nodeagent.datapath.wire import ETHERTYPE_IPV4, ICMP, IPV4, L3, NEEDS_CSUM, TCP, U16, VNET, VNET_SIZE
 
-UNREACHABLE, TIME_EXCEEDED, PARAMETER_PROBLEM = 3, 11, 12
-NET, HOST, PROTOCOL, PORT, FRAGMENTATION_NEEDED = 0, 1, 2, 3, 4
-NET_PROHIBITED, HOST_PROHIBITED, FILTERED = 9, 10, 13
+UNREACHABLE: Final = 3
+TIME_EXCEEDED: Final = 11
+PARAMETER_PROBLEM: Final = 12
+NET: Final = 0
+HOST: Final = 1
+PROTOCOL: Final = 2
+PORT: Final = 3
+FRAGMENTATION_NEEDED: Final = 4
+NET_PROHIBITED: Final = 9
+HOST_PROHIBITED: Final = 10
+FILTERED: Final = 13
 
-REJECT_CODES = {
+REJECT_CODES: Final = {
     "icmp-net-unreachable": NET,
     "icmp-host-unreachable": HOST,
     "icmp-proto-unreachable": PROTOCOL,
@@ -28,10 +38,10 @@ REJECT_CODES = {
     "icmp-admin-prohibited": FILTERED,
 }
 
-QUOTE = 576  # bytes of an error, IP header included
-BURST = 6
-MAX_PEERS = 4096
-DEFAULT_TTL = 64
+QUOTE: Final = 576  # bytes of an error, IP header included
+BURST: Final = 6
+MAX_PEERS: Final = 4096
+DEFAULT_TTL: Final = 64
 
 
 class RateLimit:

@@ -18,21 +18,31 @@ from podwire_nodeagent.datapath.checksum import checksum, pseudo_sum
 from podwire_nodeagent.datapath.packet import ICMPV6, Packet
 from podwire_nodeagent.datapath.wire import ETH, ETHERNET, ETHERTYPE_IPV6, IPV6, L3, TCP, U16
 
-UNREACHABLE, PACKET_TOO_BIG, TIME_EXCEEDED = 1, 2, 3
-NO_ROUTE, PROHIBITED, NOT_NEIGHBOUR, ADDRESS, PORT = 0, 1, 2, 3, 4
-SOLICITATION, ADVERTISEMENT = 135, 136
+UNREACHABLE: Final = 1
+PACKET_TOO_BIG: Final = 2
+TIME_EXCEEDED: Final = 3
+NO_ROUTE: Final = 0
+PROHIBITED: Final = 1
+NOT_NEIGHBOUR: Final = 2
+ADDRESS: Final = 3
+PORT: Final = 4
+SOLICITATION: Final = 135
+ADVERTISEMENT: Final = 136
 DISCOVERY: Final = frozenset((133, 134, SOLICITATION, ADVERTISEMENT, 137))
 LISTENERS: Final = frozenset((130, 131, 132, 143))  # multicast listener discovery
-MINIMUM_MTU = 1280
-QUOTE = MINIMUM_MTU - 48
-HOPS = 64
-UNSPECIFIED = bytes(16)
-LOOPBACK = bytes(15) + b"\1"
-ALL_NODES = b"\xff\x02" + bytes(13) + b"\1"
-ALL_ROUTERS = b"\xff\x02" + bytes(13) + b"\2"
-SOLICITED_NODE = b"\xff\x02" + bytes(9) + b"\1\xff"
-ROUTER, SOLICITED, OVERRIDE = 0x80, 0x40, 0x20  # flags of an advertisement
-SOURCE_LINK, TARGET_LINK = 1, 2  # options
+MINIMUM_MTU: Final = 1280
+QUOTE: Final = MINIMUM_MTU - 48
+HOPS: Final = 64
+UNSPECIFIED: Final = bytes(16)
+LOOPBACK: Final = bytes(15) + b"\1"
+ALL_NODES: Final = b"\xff\x02" + bytes(13) + b"\1"
+ALL_ROUTERS: Final = b"\xff\x02" + bytes(13) + b"\2"
+SOLICITED_NODE: Final = b"\xff\x02" + bytes(9) + b"\1\xff"
+ROUTER: Final = 128
+SOLICITED: Final = 64
+OVERRIDE: Final = 32
+SOURCE_LINK: Final = 1
+TARGET_LINK: Final = 2
 
 # what ip.py says in IPv4's terms
 ERRORS: Final = {

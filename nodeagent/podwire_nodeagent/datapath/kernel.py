@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from podwire_core.netlink import DUMPS, AnyOp, LinkAdd, LinkDel, LinkInfo, NetlinkError, Subscribe, UnderlayDel, UnderlaySet
 from podwire_core.trace import Hop
+from podwire_nodeagent import datapath
 from podwire_nodeagent.datapath.cable import Cable
 from podwire_nodeagent.datapath.coalesce import HEADROOM
 from podwire_nodeagent.datapath.loop import Loop
@@ -153,6 +154,7 @@ class Kernel:
             data = {**data, **self.loop.counters, **{name: count for name, count in overflow.items() if count}}
         elif what == "info":
             data = {**data, "pid": os.getpid(), "version": 1, "started": self.started, "node": self.node}
+            data["compiled"] = datapath.COMPILED is not None
         return data
 
 

@@ -197,6 +197,7 @@ def test_each_subscriber_gets_its_own_part(running: Running) -> None:
     assert running.switch.subscription is None
 
 
+@pytest.mark.interpreted
 def test_a_slow_subscriber_loses_records_and_is_told(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "TRACE_BYTES", 2000)
     sock = running.raw()

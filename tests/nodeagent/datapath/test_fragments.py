@@ -117,6 +117,7 @@ def test_late_pieces_do_not_join_an_old_packet():
     assert table.add(piece(8, bytes(8), False), "", 31.0) is None
 
 
+@pytest.mark.interpreted
 def test_memory_is_bounded_and_the_oldest_gives_way(monkeypatch):
     monkeypatch.setattr(fragments, "MAX_MEMORY", 4000)
     table = Reassembly()

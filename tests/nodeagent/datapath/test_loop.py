@@ -345,6 +345,7 @@ def test_ten_thousand_mutated_frames_and_datagrams_raise_nothing() -> None:
         edge.close()
 
 
+@pytest.mark.interpreted
 def test_backlog_keeps_order_and_its_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop_module, "QUEUE_FRAMES", 3)
     loop, room, out = Loop(), [0], []

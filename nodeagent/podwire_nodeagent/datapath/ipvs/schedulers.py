@@ -179,7 +179,8 @@ class DestinationHashing(Scheduler):
 class SourceHashing(Scheduler):
     """sh: by the source address (and port with sh-port), each server as many buckets in a row as its weight."""
 
-    port_flag, fallback_flag = "sh-port", "sh-fallback"
+    port_flag = "sh-port"
+    fallback_flag = "sh-fallback"
 
     def __init__(self, flags: Sequence[str] = ()) -> None:
         super().__init__(flags)
@@ -223,7 +224,8 @@ class SourceHashing(Scheduler):
 class Maglev(SourceHashing):
     """mh: by the source address (and port with mh-port), in a Maglev table (maglev.py)."""
 
-    port_flag, fallback_flag = "mh-port", "mh-fallback"
+    port_flag = "mh-port"
+    fallback_flag = "mh-fallback"
 
     def build(self) -> Sequence[int]:
         return maglev.populate(self.servers)

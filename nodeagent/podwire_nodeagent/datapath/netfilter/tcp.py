@@ -28,12 +28,22 @@ STATES: Final = (
     "CLOSE",
     "SYN_SENT2",
 )
-NONE, SYN_SENT, SYN_RECV, ESTABLISHED, FIN_WAIT, CLOSE_WAIT, LAST_ACK, TIME_WAIT, CLOSE, SYN_SENT2 = range(10)
-_IGNORE, _INVALID = 10, 11
-_SHORT = ("no", "ss", "sr", "es", "fw", "cw", "la", "tw", "cl", "s2", "--", "!!")
+NONE: Final = 0
+SYN_SENT: Final = 1
+SYN_RECV: Final = 2
+ESTABLISHED: Final = 3
+FIN_WAIT: Final = 4
+CLOSE_WAIT: Final = 5
+LAST_ACK: Final = 6
+TIME_WAIT: Final = 7
+CLOSE: Final = 8
+SYN_SENT2: Final = 9
+_IGNORE: Final = 10
+_INVALID: Final = 11
+_SHORT: Final = ("no", "ss", "sr", "es", "fw", "cw", "la", "tw", "cl", "s2", "--", "!!")
 
 # What a packet (line) does in a state (column): the new state, `--` let through unjudged, `!!` invalid.
-_ORIGINAL_TABLE = """
+_ORIGINAL_TABLE: Final = """
             no ss sr es fw cw la tw cl s2
     syn     ss ss -- -- -- -- -- ss ss s2
     syn/ack !! !! sr !! !! !! !! !! !! sr
@@ -41,7 +51,7 @@ _ORIGINAL_TABLE = """
     ack     es !! es es cw cw tw tw cl !!
     rst     !! cl cl cl cl cl cl cl cl cl
 """
-_REPLY_TABLE = """
+_REPLY_TABLE: Final = """
             no ss sr es fw cw la tw cl s2
     syn     !! s2 !! !! !! !! !! ss !! s2
     syn/ack !! sr -- -- -- -- -- -- -- sr
@@ -49,7 +59,11 @@ _REPLY_TABLE = """
     ack     !! -- sr es cw cw tw tw cl --
     rst     !! cl cl cl cl cl cl cl cl cl
 """
-_SYN, _SYN_ACK, _FIN, _ACK, _RST = range(5)
+_SYN: Final = 0
+_SYN_ACK: Final = 1
+_FIN: Final = 2
+_ACK: Final = 3
+_RST: Final = 4
 
 
 def _read(text: str) -> tuple[tuple[int, ...], ...]:

@@ -14,7 +14,7 @@ Order to read: Table, Nftables.replace, .update, then the graph.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Final, Protocol
 
 from podwire_core import nftables as nft
@@ -86,7 +86,7 @@ class Nftables:
             building = _Building(table, self._context, _Unborn)
             building.make_sets(given.sets)
             building.put_chains(given.chains)
-            building.add_elements({each.name: each.elements for each in given.sets if each.elements})
+            building.add_elements(_filled(given.sets))
             _check_graph(table, table.chains.values())
             self._keep_remembered(table)
         return made
@@ -100,7 +100,7 @@ class Nftables:
         building.delete_elements(op.delete_elements)
         building.make_sets(op.sets)
         building.put_chains(op.chains)
-        building.add_elements({each.name: each.elements for each in op.sets if each.elements})
+        building.add_elements(_filled(op.sets))
         building.add_elements(op.elements)
         _check_graph(table, building.touched)
         building.delete_chains(op.delete_chains)
@@ -211,7 +211,7 @@ class _Building:
             raise NetlinkError("ENOENT", f"no set or map {name}")
         return found
 
-    def add_elements(self, given: dict[str, tuple[nft.Element, ...]]) -> None:
+    def add_elements(self, given: Mapping[str, Collection[nft.Element]]) -> None:
         for name, elements in given.items():
             found = self._found(name)
             for each in elements:
@@ -325,6 +325,19 @@ def place(hook: nft.Hook) -> str:
     if name == "POSTROUTING" or (name in ("INPUT", "FORWARD") and hook.priority < 0):
         return f"mangle/{name}"
     return f"filter/{name}"
+
+
+class _Filled(Protocol):
+    """A set with its elements, as a message has them: decoded, or in pieces (requests.py)."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def elements(self) -> Collection[nft.Element]: ...
+
+
+def _filled(sets: Iterable[_Filled]) -> dict[str, Collection[nft.Element]]:
+    return {each.name: each.elements for each in sets if each.elements}
 
 
 def _hooks(tables: Iterable[Table]) -> dict[int, dict[str, tuple[Chain, ...]]]:

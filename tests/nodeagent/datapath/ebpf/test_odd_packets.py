@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
+import pytest
 from support import packets
 from support.packets import SYN, frame, tcp, udp
 from support.services import by_key, endpoint, endpoint_slice, port, service
@@ -79,6 +80,7 @@ def test_socket_lb_for_pods_says_so():
         assert [(step.stage, step.detail) for step in steps] == [(stage, "socket LB" if setting == "all" else "inside")]
 
 
+@pytest.mark.interpreted
 def test_full_tables_forget_the_oldest(monkeypatch):
     monkeypatch.setattr(table, "MAX_ENTRIES", 10)
     monkeypatch.setattr(lb, "MAX_AFFINITY", 10)

@@ -55,6 +55,7 @@ def test_it_refuses_what_the_whole_check_refuses(updates):
     assert {chain.name: chain.uses for chain in chains if chain.uses} == jumps
 
 
+@pytest.mark.interpreted
 def test_one_service_is_not_looked_for_among_all(monkeypatch):
     """As kube-proxy adds and removes one: its chains, and its rule in the long chain."""
     netfilter = made()
@@ -69,6 +70,7 @@ def test_one_service_is_not_looked_for_among_all(monkeypatch):
     netfilter.update(ChainsUpdate("nat", 4, (), ("SVC-49",), (ChainSplice("A", 51, (splice,)),)))
 
 
+@pytest.mark.interpreted
 def test_new_probabilities_of_many_endpoints_are_no_new_jumps(monkeypatch):
     """One endpoint more of a Service changes the rules of all others, but not where they lead."""
     netfilter = made()

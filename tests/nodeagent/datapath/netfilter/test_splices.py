@@ -78,6 +78,7 @@ def test_rules_that_stay_keep_their_counters():
     assert [counter.packets for counter in dump.counters["X"]] == [0, 0, 1, 0, 0, 0, 0]
 
 
+@pytest.mark.interpreted
 def test_a_long_chain_is_not_compiled_anew(monkeypatch):
     rules = [nf.Rule((nf.Destination(f"10.96.{n >> 8}.{n & 255}/32"),), ACCEPT) for n in range(1000)]
     made = gate(rules)
