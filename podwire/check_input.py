@@ -1,8 +1,8 @@
 """What `podwire check` is asked: objects and flows, checked and made definite. All that is wrong is a ValueError of one line
 that says where.
 
-Rules it keeps: objects pass the API server's own validation; names are resolved against the settled cluster; a flow that
-could mean two things is refused.
+Rules it keeps: objects pass the API server's own validation, once addresses are spelt as it wants them (check_spelling.py);
+names are resolved against the settled cluster; a flow that could mean two things is refused.
 
 Order to read: prepared (objects), configuration, World, Reader (flows).
 """
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from podwire.check_spelling import respell
 from podwire.simulation.node import addresses_of
 from podwire_apiserver import admission, validation
 from podwire_apiserver.controllers.endpoints import target_port
@@ -60,6 +61,7 @@ def _flat(obj: Any, where: str) -> list[Json]:
     if not isinstance(obj.get("metadata"), dict) or not isinstance(obj["metadata"].get("name"), str):
         raise ValueError(f"{where} ({obj['kind']}): $.metadata.name: missing")
     copied = admission.copy_without_nulls(obj)
+    respell(copied)
     _validate(copied, where)
     return [copied]
 
