@@ -7,8 +7,12 @@ them. IPv4 addresses do not go through `ipaddress`, which would double the time 
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address, ip_network
+
+_OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_is_canonical_v4 = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}").fullmatch
 
 
 def family_of(address: str) -> int:
@@ -18,6 +22,8 @@ def family_of(address: str) -> int:
 
 def canonical(text: str) -> str | None:
     """The address in canonical form, None if it is not one."""
+    if _is_canonical_v4(text):
+        return text
     text = text.strip()
     if ":" in text:
         return _canonical_v6(text)
