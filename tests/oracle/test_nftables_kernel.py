@@ -1,18 +1,27 @@
 """The Linux kernel judges kube-proxy's rules in nftables mode: generated clusters, compiled, printed, loaded by the real nft into
 a namespace that is a node; the same packets through it and through our own stack, and the text that comes back.
 
-A difference found here is to be kept as a case of its own. PODWIRE_SEED repeats a run; the seed is in every message.
+A difference found here is to be kept as a case of its own. Seeds: support/judged.py.
 """
 
 from __future__ import annotations
 
-import os
 import random
 
 import pytest
-from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import given, seed, settings
 from hypothesis import strategies as st
-from oracle.test_iptables_kernel import LOCAL_PODS, NODE, NODE_ADDRESSES, OPS, SENTINEL, probes_of, services  # the same clusters
+from oracle.test_iptables_kernel import (  # the same clusters
+    LOCAL_PODS,
+    NODE,
+    NODE_ADDRESSES,
+    OPS,
+    SENTINEL,
+    probes_of,
+    services,
+    unanswered,
+)
+from support.judged import SEED, SETTINGS, Judge
 from support.kernel_node import KernelNode
 from support.nft_node import NftNode
 from support.probes import Probe
@@ -25,9 +34,6 @@ from podwire_nodeagent.proxy.model import NodeFacts
 from podwire_nodeagent.proxy.nftables import Proxier
 
 pytestmark = pytest.mark.root
-
-SEED = int(os.environ.get("PODWIRE_SEED") or random.SystemRandom().getrandbits(32))
-PACKETS = 60  # of each example
 
 CONFIGS = st.builds(
     ProxyConfiguration,
@@ -61,29 +67,19 @@ def kernel(tmp_path_factory):
     judge.close()
 
 
-SETTINGS = settings(
-    deadline=None,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-    print_blob=True,
-)
+def test_the_same_packets_fare_the_same(kernel, record_property):
+    judge = Judge(record_property, unanswered)
 
+    @seed(SEED)
+    @settings(SETTINGS, max_examples=50)
+    @given(cluster=services(), config=CONFIGS, data=st.data())
+    def fare(cluster, config, data):
+        table = compiled(*cluster, config)
+        load(kernel, table)
+        judge.compare(kernel, NftNode(OPS, table), probes_of(cluster[0]), SENTINEL, data, at_most=60)
 
-@seed(SEED)
-@settings(SETTINGS, max_examples=40)
-@given(cluster=services(), config=CONFIGS, data=st.data())
-def test_the_same_packets_fare_the_same(kernel, cluster, config, data):
-    table = compiled(*cluster, config)
-    load(kernel, table)
-    ours = NftNode(OPS, table)
-    every = probes_of(cluster[0])
-    probes = [every[i] for i in data.draw(st.permutations(range(len(every))))[:PACKETS]]
-    sport = data.draw(st.integers(1024, 60000))
-    for probe, judged in zip(probes, kernel.send(probes, SENTINEL, sport), strict=True):
-        if (probe.src, judged.what) == ("127.0.0.1", "rejected"):
-            continue  # known: our stack sends no ICMP error to a loopback address
-        possible = ours.outcomes(probe)
-        assert judged in possible, f"seed {SEED}: {probe}: the kernel says {judged}, we say one of {possible}"
+    fare()
+    judge.report(at_least=2000)
 
 
 @seed(SEED)

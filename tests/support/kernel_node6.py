@@ -139,8 +139,8 @@ def _delivered(data: bytes, control, source: str) -> tuple[int, Outcome] | None:
 
 
 class StackNode6(StackNode):
-    def __init__(self, ops, tables) -> None:
-        super().__init__(ops, tables)
+    def __init__(self, ops, tables, chooser=None) -> None:
+        super().__init__(ops, tables, chooser)
         self.stack.apply([SysctlSet("net.ipv6.conf.all.forwarding", "1")], 0.0)
 
     def send(self, probe: Probe, now: float | None = None) -> Outcome:

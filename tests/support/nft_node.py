@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
+from support.kernel_node6 import StackNode6
 from support.probes import Outcome, Probe
 from support.stack_node import StackNode
 
@@ -34,3 +35,7 @@ class NftNode(StackNode):
     def played(self, probe: Probe, script: list[bool], now: float) -> Outcome:
         self.play(script)
         return self.send(probe, now)
+
+
+class NftNode6(NftNode, StackNode6):
+    """The same of IPv6."""
