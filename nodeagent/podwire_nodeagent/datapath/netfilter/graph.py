@@ -102,16 +102,23 @@ def _check_loops(table: str, jumps: Mapping[str, list[str]]) -> None:
 
 
 def _check_hooks(bodies: Mapping[str, Body], jumps: Mapping[str, list[str]]) -> None:
+    translating = [(name, rule) for name, body in bodies.items() for rule in body.rules if rule.operation >= DNAT_OP]
+    translating.reverse()  # so that a chain's first rule is the one that is kept below
     for hook in nf.BUILTIN_CHAINS["nat"]:
-        seen = {hook}
-        pending = [hook]
-        while pending:
-            name = pending.pop()
-            for rule in bodies[name].rules:
-                if rule.operation >= DNAT_OP and hook not in _NAT_HOOKS[type(rule.source.target)]:
-                    where = "" if name == hook else f" (reached from {hook})"
-                    raise invalid(f"nat: {rule.text()}{where}: not allowed in {hook}")
-            for following in jumps[name]:
-                if following not in seen:
-                    seen.add(following)
-                    pending.append(following)
+        unfit = {name: rule for name, rule in translating if hook not in _NAT_HOOKS[type(rule.source.target)]}
+        if unfit:
+            _check_hook(hook, unfit, jumps)
+
+
+def _check_hook(hook: str, unfit: Mapping[str, CompiledRule], jumps: Mapping[str, list[str]]) -> None:
+    seen = {hook}
+    pending = [hook]
+    while pending:
+        name = pending.pop()
+        if name in unfit:
+            where = "" if name == hook else f" (reached from {hook})"
+            raise invalid(f"nat: {unfit[name].text()}{where}: not allowed in {hook}")
+        for following in jumps[name]:
+            if following not in seen:
+                seen.add(following)
+                pending.append(following)

@@ -46,6 +46,7 @@ PROTOCOLS: Final = {
 }
 _STATES: Final = {"ESTABLISHED": ESTABLISHED, "RELATED": RELATED, "NEW": NEW, "INVALID": INVALID, "UNTRACKED": UNTRACKED}
 _HEADER: Final = (nf.Source, nf.Destination, nf.InInterface, nf.OutInterface, nf.Protocol)
+_PORTS: Final = (nf.SourcePort, nf.DestinationPort)
 _ASKING: Final = (nf.AddrType, nf.Statistic, nf.Recent, nf.Set)
 _TYPES: Final = ("LOCAL", "UNICAST", "BROADCAST", "MULTICAST")
 
@@ -72,33 +73,36 @@ class Conditions:
 
     def __init__(self, family: int, context: Context) -> None:
         self._family, self._context = family, context
-        self._kept: dict[nf.AnyMatch, nf.AnyMatch] = {}
-        self._tests: dict[nf.AnyMatch, Test | None] = {}
+        self._known: dict[nf.AnyMatch, tuple[nf.AnyMatch, Test | None]] = {}
 
     def compiled(self, matches: Matches) -> tuple[Matches, tuple[Test, ...]]:
         """An equal list to keep, and its conditions in the order in which they are tested. Raises NetlinkError."""
-        _check_ports(matches)
-        kept = tuple(self._kept.get(match) or self._add(match) for match in matches)
-        tested = [(match, test) for match in kept if (test := self._tests[match]) is not None]
-        first = [test for match, test in tested if isinstance(match, _HEADER)]
-        return kept, (*first, *(test for match, test in tested if not isinstance(match, _HEADER)))
+        kept: list[nf.AnyMatch] = []
+        first: list[Test] = []
+        later: list[Test] = []
+        for match in matches:
+            if isinstance(match, _PORTS):
+                _check_port(match, matches)
+            known, test = self._known.get(match) or self._add(match)
+            kept.append(known)
+            if test is not None:
+                (first if isinstance(match, _HEADER) else later).append(test)
+        return tuple(kept), (*first, *later)
 
-    def _add(self, match: nf.AnyMatch) -> nf.AnyMatch:
+    def _add(self, match: nf.AnyMatch) -> tuple[nf.AnyMatch, Test | None]:
         if isinstance(match, _ASKING):
             test: Test | None = _asking(match, self._family, self._context)
         else:
             match, test = _plain(match, self._family)
-        self._kept[match], self._tests[match] = match, test
-        return match
+        found = self._known[match] = match, test
+        return found
 
 
-def _check_ports(matches: Matches) -> None:
-    for match in matches:
-        if isinstance(match, nf.SourcePort | nf.DestinationPort):
-            if match.proto not in protocols(matches):
-                raise invalid(f"a {match.proto} port needs -p {match.proto}")
-            if not 0 <= match.low <= match.high <= 65535:
-                raise invalid(f"invalid port range {match.low}:{match.high}")
+def _check_port(match: nf.SourcePort | nf.DestinationPort, matches: Matches) -> None:
+    if match.proto not in protocols(matches):
+        raise invalid(f"a {match.proto} port needs -p {match.proto}")
+    if not 0 <= match.low <= match.high <= 65535:
+        raise invalid(f"invalid port range {match.low}:{match.high}")
 
 
 def protocols(matches: Matches) -> set[str]:
